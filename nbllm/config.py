@@ -1,0 +1,379 @@
+"""Where settings come from, which of them a project may set, and where its keys may go.
+
+Layers, the later one wins: defaults < user TOML < project `nbllm.toml` < keyring (keys only) < environment <
+runtime. The project's file lies in the working folder or a folder above it and may have come with a cloned
+repository, so it is somebody else's: it may set models, parameters and aliases (`PROJECT_MAY_SET`), and
+everything else in it is ignored until the user says `%llm trust`, which is remembered by the file's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from nbllm.errors import ConfigError, UntrustedConfigError
+
+__all__ = ["ConfigManager", "ProviderSettings", "Secret", "origin"]
+
+DEFAULTS: Final[Mapping[str, Any]] = {"max_tokens": 4000, "temperature": 0.0, "timeout": 300.0, "display": "auto"}
+
+PROJECT_MAY_SET: Final = frozenset({"provider", "model", "max_tokens", "temperature", "aliases"})
+PROJECT_MAY_SET_OF_A_PROVIDER: Final = frozenset({"model", "max_tokens", "temperature"})
+
+TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "provider": (str,),
+    "model": (str,),
+    "max_tokens": (int,),
+    "temperature": (int, float),
+    "timeout": (int, float),
+    "system": (str,),
+    "display": (str,),
+    "aliases": (dict,),
+    "providers": (dict,),
+}
+"""Every top-level setting and what it may hold."""
+
+
+class Secret:
+    """A key, kept out of every repr, log line and traceback: only `reveal()` gives it away."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The key itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('…')"
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a key is not pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """What a provider is built from.
+
+    Attributes:
+        name: Its registered name.
+        api_key: Its key, where one is configured.
+        base_url: Where it is reached, where that is not the SDK's own default.
+        base_url_source: Which layer said so: `user`, `project`, `environment`, `runtime`; else `default`.
+        timeout: Seconds without a byte after which a call fails.
+        extra: The other settings of `[providers.NAME]`.
+    """
+
+    name: str
+    api_key: Secret | None = None
+    base_url: str | None = None
+    base_url_source: str = "default"
+    timeout: float = 300.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def origin(url: str) -> str:
+    """The origin of a URL (RFC 6454): scheme, host and port, the port always named."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    return f"{parts.scheme}://{(parts.hostname or '').lower()}:{port}"
+
+
+class ConfigManager:
+    """The merged settings, and the `nbllm` logger.
+
+    Args:
+        user_file: The user's TOML; by default `config.toml` in the platform's configuration folder.
+        project_file: The project's `nbllm.toml`; by default the nearest one at or above the working folder.
+        environ: The environment; by default the process's, read anew at each look.
+        runtime: Settings that win over all others.
+
+    Raises:
+        ConfigError: where a file cannot be read or a setting has the wrong type.
+    """
+
+    def __init__(
+        self,
+        *,
+        user_file: Path | None = None,
+        project_file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        runtime: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.logger = logging.getLogger("nbllm")
+        self.user_file = user_file or Path(platformdirs.user_config_dir("nbllm", appauthor=False)) / "config.toml"
+        self.project_file = project_file or _nearest_project_file(Path.cwd(), self.user_file)
+        self._environ = environ
+        self._runtime: dict[str, Any] = dict(runtime or {})
+        _check(self._runtime, "the arguments")
+        self._user: dict[str, Any] = {}
+        self._project: dict[str, Any] = {}
+        self._project_hash: str | None = None
+        self.ignored: tuple[str, ...] = ()
+        """Settings of the project's file that are ignored because the file is not trusted."""
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the files again."""
+        self._user, _ = _read(self.user_file)
+        whole, self._project_hash = _read(self.project_file) if self.project_file else ({}, None)
+        if self._project_hash is None or self._project_hash in _trusted():
+            self._project, self.ignored = whole, ()
+        else:
+            self._project, self.ignored = _harmless(whole)
+        if self.ignored:
+            self.logger.warning("%s is not trusted; ignored: %s", self.project_file, ", ".join(self.ignored))
+
+    def trust(self) -> Path:
+        """Trust the project's file as it is now; a later change to it needs trust again.
+
+        Raises:
+            ConfigError: where there is no project file.
+        """
+        if self.project_file is None:
+            raise ConfigError(
+                "There is no nbllm.toml in this folder or above it.", action="Nothing needs trust: go on."
+            )
+        _, found = _read(self.project_file)
+        if found != self._project_hash:
+            self.reload()
+            raise UntrustedConfigError(
+                f"{self.project_file} has changed since it was read.",
+                action="Look at it, then run %llm trust again.",
+            )
+        _remember_trust(self.project_file, found)
+        self.reload()
+        return self.project_file
+
+    def get(self, name: str) -> Any:
+        """A top-level setting, or None."""
+        for _, layer in self._layers():
+            if name in layer:
+                return layer[name]
+        return None
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a top-level setting for this process; None takes it back.
+
+        Raises:
+            ConfigError: where there is no such setting or the value has the wrong type.
+        """
+        if value is None:
+            self._runtime.pop(name, None)
+            return
+        _check({name: value}, "the setting")
+        self._runtime[name] = value
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Short names of models, from every layer."""
+        merged: dict[str, str] = {}
+        for _, layer in reversed(list(self._layers())):
+            merged.update(layer.get("aliases", {}))
+        return merged
+
+    def provider(self, name: str) -> dict[str, Any]:
+        """The merged `[providers.NAME]`."""
+        merged: dict[str, Any] = {}
+        for _, layer in reversed(list(self._layers())):
+            merged.update(layer.get("providers", {}).get(name, {}))
+        return merged
+
+    def settings(
+        self, name: str, *, key_variables: tuple[str, ...] = (), url_variables: tuple[str, ...] = ()
+    ) -> ProviderSettings:
+        """What the provider is built from.
+
+        Args:
+            name: Its registered name.
+            key_variables: Environment variables that may hold its key, the first one set wins.
+            url_variables: Those of its SDK that may hold its base URL, after `NBLLM_<NAME>_BASE_URL`.
+        """
+        extra = self.provider(name)
+        base_url, source = self._base_url(name, url_variables)
+        for known in ("base_url", "api_key", "api_key_env", "timeout"):
+            extra.pop(known, None)
+        return ProviderSettings(
+            name=name,
+            api_key=self.key(name, key_variables),
+            base_url=base_url,
+            base_url_source=source,
+            timeout=float(self.provider(name).get("timeout", self.get("timeout"))),
+            extra=extra,
+        )
+
+    def key(self, name: str, variables: tuple[str, ...] = ()) -> Secret | None:
+        """The provider's key: runtime, then environment, then keyring, then the user's file."""
+        own = self._of_provider(name, "runtime").get("api_key")
+        if own:
+            return Secret(own)
+        named = self.provider(name).get("api_key_env")
+        for variable in (*([named] if named else []), *variables):
+            if value := self.environ.get(variable, "").strip():
+                return Secret(value)
+        if value := _from_keyring(name):
+            return Secret(value)
+        for layer in ("project", "user"):
+            if value := self._of_provider(name, layer).get("api_key"):
+                return Secret(value)
+        return None
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment that settings are read from."""
+        return os.environ if self._environ is None else self._environ
+
+    def _base_url(self, name: str, url_variables: tuple[str, ...]) -> tuple[str | None, str]:
+        if url := self._of_provider(name, "runtime").get("base_url"):
+            return url, "runtime"
+        own = f"NBLLM_{name.upper().replace('-', '_')}_BASE_URL"
+        for variable in (own, *url_variables):
+            if url := self.environ.get(variable, "").strip():
+                return _checked_url(url, variable), "environment"
+        for layer in ("project", "user"):
+            if url := self._of_provider(name, layer).get("base_url"):
+                return _checked_url(url, f"[providers.{name}] base_url"), layer
+        return None, "default"
+
+    def _environment(self) -> dict[str, Any]:
+        """`NBLLM_PROVIDER`, `NBLLM_MODEL`, `NBLLM_MAX_TOKENS` and so on: the settings that are one value."""
+        found: dict[str, Any] = {}
+        for name, kinds in TYPES.items():
+            text = "" if dict in kinds else self.environ.get(f"NBLLM_{name.upper()}", "").strip()
+            if text:
+                try:
+                    found[name] = kinds[-1](text)
+                except ValueError as exc:
+                    raise ConfigError(
+                        f"NBLLM_{name.upper()} must be {kinds[-1].__name__}, not {text!r}.", action="Correct it."
+                    ) from exc
+        return found
+
+    def _layers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        yield "runtime", self._runtime
+        yield "environment", self._environment()
+        yield "project", self._project
+        yield "user", self._user
+        yield "default", DEFAULTS
+
+    def _of_provider(self, name: str, layer: str) -> dict[str, Any]:
+        layers = {"runtime": self._runtime, "project": self._project, "user": self._user}
+        found: dict[str, Any] = layers[layer].get("providers", {}).get(name, {})
+        return found
+
+
+def _nearest_project_file(folder: Path, user_file: Path) -> Path | None:
+    for candidate in (folder, *folder.parents):
+        path = candidate / "nbllm.toml"
+        if path.is_file() and path != user_file:
+            return path
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The file's settings, checked, and the hash of its bytes and place; `({}, None)` where there is no file."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}, None
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}.", action="Mend its permissions.") from exc
+    try:
+        settings = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not valid TOML: {exc}.", action="Mend that line, or remove the file.") from exc
+    _check(settings, str(path))
+    # The place is part of it: trust in one project's file says nothing of a copy of it elsewhere.
+    return settings, hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()
+
+
+def _check(settings: Mapping[str, Any], where: str) -> None:
+    for name, value in settings.items():
+        if name not in TYPES:
+            raise ConfigError(
+                f"{where}: there is no setting {name!r}.", action=f"The settings are: {', '.join(sorted(TYPES))}."
+            )
+        if not isinstance(value, TYPES[name]) or isinstance(value, bool):
+            wanted = " or ".join(kind.__name__ for kind in TYPES[name])
+            raise ConfigError(f"{where}: {name} must be {wanted}, not {value!r}.", action="Correct it.")
+    for table in ("providers", "aliases"):
+        kind = dict if table == "providers" else str
+        for name, value in settings.get(table, {}).items():
+            if not isinstance(value, kind):
+                raise ConfigError(f"{where}: [{table}] {name} must be {kind.__name__}.", action="Correct it.")
+
+
+def _checked_url(url: str, where: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{where} is not a URL: {url!r}.", action="Give one such as http://localhost:8000/v1.")
+    return url
+
+
+def _harmless(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a file that is not trusted may set, and the names of the rest. An allow-list: what is new is refused."""
+    allowed = {name: value for name, value in settings.items() if name in PROJECT_MAY_SET}
+    ignored = [name for name in settings if name not in PROJECT_MAY_SET and name != "providers"]
+    for provider, table in settings.get("providers", {}).items():
+        kept = {name: value for name, value in table.items() if name in PROJECT_MAY_SET_OF_A_PROVIDER}
+        ignored += [f"providers.{provider}.{name}" for name in table if name not in kept]
+        if kept:
+            allowed.setdefault("providers", {})[provider] = kept
+    return allowed, tuple(ignored)
+
+
+def _trust_file() -> Path:
+    return Path(platformdirs.user_data_dir("nbllm", appauthor=False)) / "trusted.json"
+
+
+def _trusted() -> dict[str, str]:
+    try:
+        found = json.loads(_trust_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember_trust(path: Path, digest: str | None) -> None:
+    if digest is None:
+        raise ConfigError(f"{path} is gone.", action="Nothing needs trust: go on.")
+    file = _trust_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({**_trusted(), digest: str(path.resolve())}, indent=1), "utf-8")
+    temporary.replace(file)
+
+
+@cache
+def _from_keyring(name: str) -> str | None:
+    try:
+        import keyring
+        import keyring.errors
+    except ImportError:  # the extra is optional; without it there is no keyring to ask
+        return None
+    try:
+        return keyring.get_password("nbllm", name)
+    except keyring.errors.KeyringError:  # locked, or none on this machine: as good as no key there
+        return None

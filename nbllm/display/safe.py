@@ -1,0 +1,672 @@
+"""Model text made harmless before it leaves the kernel.
+
+Jupyter trusts the outputs of executed cells: their markdown is rendered with raw HTML alive. What the model wrote
+is somebody else's text, so `safe_markdown` rewrites it such that HTML shows as text, links go to the web only, and
+nothing loads by itself.
+
+Renderers disagree about what is code (marked, mistune, markdown-it, and JupyterLab's math pass that runs before
+marked). So the output does not rest on a guess at their parse. Outside fenced blocks it is inert *whatever* a
+parser makes of it: no `<` stands before a letter, no `](`, `]:`, `![` or ``@@`` remains but in links written here,
+and dollars are either paired or spelled as entities. Code that must hold such characters is written as ``<code>``
+with entities. A fenced block is written anew, by itself, with a fence longer than any in it, between blank lines,
+so that no earlier construct can swallow its first line.
+
+The rules refer to CommonMark 0.31 and to JupyterLab's ``packages/rendermime/src/latex.ts`` (``removeMath``,
+``replaceMath``) and ``packages/markedparser-extension/src/index.ts``.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+__all__ = ["is_safe_url", "safe_markdown", "safe_text"]
+
+# -- characters ----------------------------------------------------------------------------------------------
+
+# A whole CSI sequence (ECMA-48 5.4) goes, so that colours leave no "[31m"; other escapes lose their control
+# characters only and show what they carried.
+_CSI = re.compile(r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]")
+_NEWLINE = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# C0, DEL, C1; bidirectional embeddings, overrides and isolates (UAX 9): all can make code read other than it
+# runs. The implicit marks (U+200E, U+200F, U+061C), which Arabic and Hebrew need, stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def safe_text(text: str) -> str:
+    """`text` for a terminal: without escape sequences, control characters and bidirectional overrides.
+
+    A carriage return, and whatever else some reader takes for a line break, becomes a newline, so that nothing
+    is overwritten or hidden. Lone surrogates, which no JSON message can carry, become U+FFFD. Idempotent.
+    """
+    text = _NEWLINE.sub("\n", _CSI.sub("", text))
+    return _SURROGATE.sub("\ufffd", _CONTROL.sub("", text))
+
+
+# -- links ---------------------------------------------------------------------------------------------------
+
+_URL = re.compile(
+    r"https?://[^\s/?#@\\<>\"]{1,255}(?:[/?#][^\s\\<>\"]{0,2000})?|mailto:[^\s\\<>\"]{1,500}|#[\w.%-]{0,200}",
+    re.IGNORECASE,
+)
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_PUNCTUATION = r"!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether a link to `url` may be live: http and https with a plain host, mailto, and anchors of the page.
+
+    A relative path is none of these: in JupyterLab it is a link to the user's own server, with the user's
+    rights (`/files/…`, `/logout`, `/hub/user-redirect/git-pull?…`).
+    """
+    return safe_text(url) == url and not _ENTITY.search(url) and _URL.fullmatch(url) is not None
+
+
+def _destination(raw: str) -> str | None:
+    """The link destination `raw` spelled so that it holds no markup, or None where it is not to be live."""
+    from html import unescape  # its table of 2,231 names is needed only here
+
+    url = _ENTITY.sub(lambda m: unescape(m[0]), re.sub(rf"\\([{_PUNCTUATION}])", r"\1", raw))
+    if not is_safe_url(url):
+        return None
+    url = re.sub(r"[^\w\-.~:/?#@!&+,;=%]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), url)
+    return url.replace("@@", "@%40")
+
+
+# -- text that is inert under any parse ----------------------------------------------------------------------
+
+_NAMES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# What would be live if a parser did not take the code span for code (or, as GFM tables and mistune's math rule
+# do, looked into it first).
+_LIVE = re.compile(r"<[A-Za-z/!?]|\][(\[:]|!\[|[$]|@@|\\\\|\\(?:begin|end)\b|```|~~~")
+_LITERAL = re.compile(rf"[{_PUNCTUATION}]")
+_KEPT = " ,;=+%-./:?#"
+# Tags without attributes that models write where markdown has nothing, and what this module writes itself.
+_TAG = re.compile(
+    r"<br ?/?>|</?(?:sub|sup|kbd)>|<span>&#36;</span>"
+    r"|<code>(?:[\w ,;=+%-]|[^\x00-\x7f]|&(?:lt|gt|amp|#[0-9]{1,6});)++</code>"
+)
+_AUTOLINK = re.compile(
+    r"<((?:https?://|mailto:)[^\s<>]{1,2000}|[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8})>", re.IGNORECASE
+)
+_LINK_TAIL = re.compile(
+    r"\([ \t]*+\n?[ \t]*+"
+    r"(?:<([^<>\n]{0,2000}+)>|((?:\\.|[^\s()<>\\]|\((?:\\.|[^\s()<>\\]){0,500}+\)){0,2000}+))"
+    r"(?:\s{1,9}+(?:\"(?:\\.|[^\"\\]){0,500}+\"|'(?:\\.|[^'\\]){0,500}+'|\((?:\\.|[^()\\]){0,500}+\)))?+\s{0,9}+\)"
+)
+_DEFINITION = re.compile(
+    r" {0,3}\[([^\[\]\\^][^\[\]\\]{0,200})\]:[ \t]{0,9}<?([^\s<>]{1,2000})>?"
+    r"(?:[ \t]{1,9}(?:\"[^\"]{0,500}\"|'[^']{0,500}'|\([^()]{0,500}\)))?[ \t]*"
+)
+# A code span may run on to the next line only where that line cannot start a block (CommonMark 3: blocks first).
+_BLOCK_START = re.compile(r"\n[ \t]*(?:[>|#<~`=]|[-*+_]|[0-9]{1,9}[.)]|\n|$)")
+_TABLE = re.compile(r"^[ >]*+\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-*+:?[ \t]*+)++$", re.MULTILINE)
+_SPECIAL = re.compile(r"[\\`$<\[\]!@]|~{3,}")
+_ENVIRONMENT = re.compile(r"begin\{([A-Za-z]{1,20}\*?)\}")
+# Commands by which TeX reaches for links, styles and files. MathJax's Safe mode and KaTeX refuse the worst.
+_TEX_REACH = re.compile(
+    r"\\(?=(?:href|url|style|class|cssId|require|include\w*|html\w*|data|unicode)(?![A-Za-z]))"
+)
+
+
+def _entity(char: str) -> str:
+    return _NAMES.get(char) or f"&#{ord(char)};"
+
+
+def _literal(text: str) -> str:
+    """`text` such that it shows to the letter wherever markdown is parsed."""
+    return _LITERAL.sub(lambda m: m[0] if m[0] in _KEPT else _entity(m[0]), text)
+
+
+def _code(content: str, *, in_link: bool, in_table: bool) -> str:
+    """A code span: in backticks where no misreading could hurt, otherwise as ``<code>`` with entities."""
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    if not _LIVE.search(content) and longest < 2 and not (in_link and re.search(r"[\[\]]", content)):
+        ticks = "`" * (longest + 1)
+        return f"{ticks}{content}{ticks}"
+    if content.startswith(" ") and content.endswith(" ") and content.strip(" "):
+        content = content[1:-1]  # CommonMark 6.1: one space is stripped from both sides
+    if in_table:
+        content = content.replace("\\|", "|")  # GFM 4.10
+    body = "".join(
+        c if c.isalnum() or c in " ,;=+%-" or ord(c) > 127 else _entity(c) for c in content.replace("\n", " ")
+    )
+    return f"<code>{body}</code>" if body else ""
+
+
+def _math(body: str) -> str | None:
+    """TeX that means the same and is inert where a renderer has no math; None where it cannot be had.
+
+    mistune's block rule takes everything from `$$` or `\begin{x}` to its end for math, across blank lines and
+    fences: so each must be closed, and none may look escaped.
+    """
+    open_dollar = "$" in body.replace("\\$", "") or "\\\\$" in body
+    if not body.strip() or open_dollar or "`" in body or "~~~" in body or not _is_balanced(body):
+        return None
+    body = re.sub(r"<(?=[A-Za-z/!?])", "< ", body)  # in TeX, spaces are free
+    body = re.sub(r"\](?=[(\[:])", "] ", body).replace("![", "! [").replace("@@", "@ @")
+    return _TEX_REACH.sub(r"\\ ", body) + (" " if body.endswith("\\") else "")
+
+
+def _is_balanced(body: str) -> bool:
+    """Whether every `\\begin{x}` in `body` has its `\\end{x}`."""
+    stack: list[str | None] = []
+    for found in re.finditer(r"\\(begin|end)\b(?:\{([A-Za-z]{1,20}\*?)\})?", body):
+        if found[1] == "begin" and found[2]:
+            stack.append(found[2])
+        elif not stack or stack.pop() != found[2]:
+            return False
+    return not stack
+
+
+def _is_inline_math(body: str, after: str) -> bool:
+    """Whether ``$body$`` is meant as math and not as two prices (pandoc's rule, made a bit stricter)."""
+    if re.search(r"\\[A-Za-z]|[\^_]", body):
+        return True
+    tight = not (body[:1].isspace() or body[-1:].isspace() or after.isdigit())
+    return tight and not re.match(r"[0-9][0-9.,]*[KMBkmb]?(?:[-/]|\s+[A-Za-z]{2})", body)
+
+
+@dataclass(slots=True)
+class _References:
+    """Link reference definitions (CommonMark 4.7). They are resolved here, so that none is left for a parser."""
+
+    targets: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def label(raw: str) -> str:
+        return " ".join(raw.split()).casefold()
+
+    def take(self, lines: list[str]) -> list[str]:
+        """Note the definitions among `lines`, and mark their lines with U+0000, which no text here still has."""
+        marked: list[str] = []
+        at_start = True
+        for line in lines:
+            found = _DEFINITION.fullmatch(line) if at_start else None
+            if found:
+                label = self.label(found[1])
+                self.targets.setdefault(label, found[2])
+                marked.append(f"\0{label}\0{line}")
+            else:
+                marked.append(line)
+            at_start = bool(found) or not line.strip()
+        return marked
+
+    def look_up(self, raw: str) -> str | None:
+        label = self.label(raw)
+        if label not in self.targets:
+            return None
+        self.used.add(label)
+        return self.targets[label]
+
+    def settle(self, rows: list[str]) -> list[str]:
+        """`rows` without the definitions that served a link; the others show as text, for nothing else would."""
+        settled = []
+        for row in rows:
+            if not row.startswith("\0"):
+                settled.append(row)
+                continue
+            _, label, line = row.split("\0")
+            if label not in self.used:
+                settled.append(_Inline(line, _References(), lone_dollar=False).rewrite())
+        return settled
+
+
+class _Inline:
+    """Rewrites the inline text of one run of non-blank lines (no fence in it). Linear in its length."""
+
+    def __init__(
+        self, text: str, references: _References, *, lone_dollar: bool, in_link: bool = False
+    ) -> None:
+        self.text = text
+        self.references = references
+        self.lone_dollar = lone_dollar
+        self.in_link = in_link
+        self.in_table = bool(_TABLE.search(text))
+        self.out: list[str] = []
+        self.runs: dict[int, list[int]] = {}
+        for run in re.finditer("`+", text):
+            self.runs.setdefault(len(run[0]), []).append(run.start())
+        self.brackets = self._match_brackets()
+        self.absent: set[str] = set()  # delimiters known not to come again
+
+    def rewrite(self) -> str:
+        position = 0
+        while (found := _SPECIAL.search(self.text, position)) is not None:
+            self.out.append(self.text[position : found.start()])
+            position = self._RULES[found[0][0]](self, found.start())
+        self.out.append(self.text[position:])
+        return "".join(self.out)
+
+    def _match_brackets(self) -> dict[int, int]:
+        pairs, stack = {}, []
+        for found in re.finditer(r"\\[\s\S]|[\[\]]", self.text):
+            if found[0] == "[":
+                stack.append(found.start())
+            elif found[0] == "]" and stack:
+                pairs[stack.pop()] = found.start()
+        return pairs
+
+    def _find(self, needle: str, start: int) -> int:
+        """Like str.find; a needle that was once not found costs nothing again."""
+        if needle in self.absent or len(self.absent) > 64:
+            return -1
+        at = self.text.find(needle, start)
+        if at < 0:
+            self.absent.add(needle)
+        return at
+
+    def _bracket(self, opened: str) -> None:
+        """Append what starts with ``[``; an exclamation mark before it would make it an image."""
+        if self._last().endswith("!"):
+            while not self.out[-1]:
+                self.out.pop()
+            self.out[-1] = self.out[-1][:-1] + "&#33;"
+        self.out.append(opened)
+
+    def _backtick(self, at: int) -> int:
+        length = len(re.compile("`+").match(self.text, at)[0])  # type: ignore[index]
+        starts = self.runs.get(length, [])
+        index = bisect_left(starts, at + length)
+        if index < len(starts):
+            content = self.text[at + length : starts[index]]
+            if "\n" not in content or not _BLOCK_START.search(content):
+                self.out.append(_code(content, in_link=self.in_link, in_table=self.in_table))
+                return starts[index] + length
+        self.out.append("&#96;" * length)
+        return at + length
+
+    def _dollar(self, at: int) -> int:
+        text = self.text
+        if text.startswith("$$", at):
+            end = self._find("$$", at + 2)
+            if end > 0 and self._put_math("$$", at, at + 2, end):
+                return end + 2
+            self._literal_dollar(2)
+            return at + 2
+        end = self._find("$", at + 1)
+        while end > 0 and text[end - 1] == "\\":
+            end = self._find("$", end + 1)
+        if (
+            end > 0
+            and text[end : end + 2] != "$$"
+            and _is_inline_math(text[at + 1 : end], text[end + 1 : end + 2])
+            and self._put_math("$", at, at + 1, end)
+        ):
+            return end + 1
+        self._literal_dollar(1)
+        return at + 1
+
+    def _put_math(self, dollars: str, at: int, start: int, end: int) -> bool:
+        """Append the math that opens at `at`, with its TeX from `start` to `end`, if it can be had inertly."""
+        body = _math(self.text[start:end])
+        if body is None:
+            return False
+        if dollars == "$":
+            body = body.strip()
+        elif "\n" in body and not self._starts_as_it_ends(at, end):
+            if "%" in body:  # a comment would reach further on a joined line
+                return False
+            body = re.sub(r"\s*\n[ \t>]*", " ", body)
+        if self._last().endswith("$"):
+            self.out.append(" ")  # `$a$` and `$b$` together would hold a `$$`
+        self.out.append(f"{dollars}{body}{dollars}")
+        return True
+
+    def _starts_as_it_ends(self, at: int, end: int) -> bool:
+        """Whether a parser that looks for `$$` only where a line starts sees both of them or neither."""
+        before = self.text[self.text.rfind("\n", 0, at) + 1 : at]
+        closing = self.text[self.text.rfind("\n", 0, end) + 1 : end]
+        return not self.in_link and (not before or bool(closing.strip(" \t>")) or before == closing)
+
+    def _last(self) -> str:
+        return next((piece for piece in reversed(self.out) if piece), "")
+
+    def _literal_dollar(self, count: int) -> None:
+        # MathJax reads the page's text after marked, where `\$` and `&#36;` have become `$` again; it does not
+        # look across elements (mathjax-full handlers/html/HTMLDomStrings).
+        self.out.append("$" if self.lone_dollar and count == 1 else "<span>&#36;</span>" * count)
+
+    def _backslash(self, at: int) -> int:
+        text, after = self.text, self.text[at + 1 : at + 2]
+        for slashes in ("\\\\", "\\"):  # JupyterLab's `\\(` and TeX's own `\(`, which models write
+            for opening, closing, dollars in (("(", ")", "$"), ("[", "]", "$$")):
+                if text.startswith(slashes + opening, at):
+                    start = at + len(slashes) + 1
+                    end = self._find(slashes + closing, start)
+                    if end > 0 and self._put_math(dollars, at, start, end):
+                        return end + len(slashes) + 1
+        environment = _ENVIRONMENT.match(text, at + 1)
+        if environment:
+            closing = f"\\end{{{environment[1]}}}"
+            end = self._find(closing, environment.end())
+            body = _math(text[environment.end() : end]) if end > 0 else None
+            if body is not None:
+                self.out.append(f"\\{environment[0]}{body}{closing}")
+                return end + len(closing)
+        if text.startswith(("begin{", "end{"), at + 1):
+            self.out.append("&#92;")
+            return at + 1
+        if after == "$":
+            self._literal_dollar(1)
+        elif after in tuple("<[]!`\\@()&"):
+            self.out.append(_entity(after))
+        else:
+            self.out.append("\\" + after)
+        return at + 1 + len(after)
+
+    def _less_than(self, at: int) -> int:
+        tag = _TAG.match(self.text, at)
+        if tag:
+            self.out.append(tag[0])
+            return tag.end()
+        found = _AUTOLINK.match(self.text, at)
+        if found:
+            url = found[1] if ":" in found[1] else "mailto:" + found[1]
+            destination = None if self.in_link else _destination(url)
+            if destination:
+                self._bracket(f"[{_literal(found[1])}]({destination})")
+                return found.end()
+        self.out.append("&lt;" if re.match(r"[A-Za-z/!?]", self.text[at + 1 : at + 2]) else "<")
+        return at + 1
+
+    def _target(self, opened: int) -> tuple[int, str, int] | None:
+        """Where the text of the link opened at `opened` ends, its raw destination, and where the link ends.
+
+        CommonMark 6.3: inline, full, collapsed and shortcut links; None where it is none of these.
+        """
+        closed = self.brackets.get(opened)
+        if closed is None or closed - opened > 2000:  # a bound keeps deep nesting linear
+            return None
+        tail = _LINK_TAIL.match(self.text, closed + 1)
+        if tail:
+            return closed, (tail[1] if tail[1] is not None else tail[2]), tail.end()
+        label, end = self.text[opened + 1 : min(closed, opened + 300)], closed + 1
+        if end in self.brackets and self.brackets[end] - end < 300:
+            label = self.text[end + 1 : self.brackets[end]].strip() or label
+            end = self.brackets[end] + 1
+        target = self.references.look_up(label)
+        return None if target is None else (closed, target, end)
+
+    def _open_bracket(self, at: int) -> int:
+        target = None if self.in_link else self._target(at)
+        if target:
+            closed, raw, end = target
+            inner = self.text[at + 1 : closed]
+            destination = _destination(raw)
+            if destination and not _BLOCK_START.search(inner):
+                shown = _Inline(inner, self.references, lone_dollar=False, in_link=True).rewrite().strip()
+                self._bracket(f"[{shown or _literal(destination)}]({destination})")
+                return end
+        if self.in_link:
+            self.out.append("&#91;")
+        else:
+            self._bracket("[")
+        return at + 1
+
+    def _close_bracket(self, at: int) -> int:
+        self.out.append("&#93;" if self.in_link or self.text[at + 1 : at + 2] in tuple("([:") else "]")
+        return at + 1
+
+    def _bang(self, at: int) -> int:
+        target = self._target(at + 1)
+        if target is None:
+            self.out.append("!")  # `_bracket` sees to it where a bracket follows
+            return at + 1
+        # An image would be fetched without a click, its address telling whatever was put into it.
+        closed, raw, end = target
+        words = " ".join(["image:", _literal(" ".join(self.text[at + 2 : closed].split()))]).rstrip(": ")
+        destination = None if self.in_link else _destination(raw)
+        if destination:
+            self._bracket(f"[{words}]({destination})")
+        else:
+            where = f" ({_literal(raw)})" if 0 < len(raw) <= 200 else ""
+            self.out.append(f"&#91;{words}{where}&#93;")
+        return end
+
+    def _at(self, at: int) -> int:
+        # JupyterLab keeps its place in `@@0@@` marks, and fails to render where one has no number of its own.
+        self.out.append(
+            "&#64;" if self.text[at - 1 : at] == "@" or self.text[at + 1 : at + 2] == "@" else "@"
+        )
+        return at + 1
+
+    def _tildes(self, at: int) -> int:
+        length = len(re.compile("~+").match(self.text, at)[0])  # type: ignore[index]
+        self.out.append("&#126;" * length)
+        return at + length
+
+    _RULES = {  # noqa: RUF012  # a table of methods, never changed
+        "\\": _backslash, "`": _backtick, "$": _dollar, "<": _less_than, "[": _open_bracket, "]": _close_bracket,
+        "!": _bang, "@": _at, "~": _tildes,
+    }  # fmt: skip
+
+
+# -- blocks --------------------------------------------------------------------------------------------------
+
+_QUOTE = re.compile(r"(?: {0,3}>[ ]?)++")
+_FENCE = re.compile(r"([ \t]*)((?:[-*+]|[0-9]{1,9}[.)])[ \t]{1,4})?(`{3,}|~{3,})(.*)")
+_MARKER = re.compile(r"([ \t]*)([-*+]|[0-9]{1,9}[.)])([ \t]+|$)")
+_LANGUAGE = re.compile(r"[ \t{.]*([A-Za-z0-9][A-Za-z0-9_+#.-]{0,31})")
+
+
+def _width(space: str) -> int:
+    return len(space.expandtabs(4))
+
+
+def _dedent(line: str, columns: int) -> str:
+    """`line` without up to `columns` columns of leading white space."""
+    space = line[: len(line) - len(line.lstrip(" \t"))]
+    if "\t" not in space[:columns]:
+        return line[min(len(space), columns) :]
+    return " " * max(_width(space) - columns, 0) + line[len(space) :]
+
+
+def _language(info: str) -> str:
+    """The first word of a fence's info string.
+
+    It ends in a class attribute, which JupyterLab does not escape when it highlights. Mermaid diagrams fetch
+    images and style sheets by themselves while they are drawn (tried with mermaid 11.16 in JupyterLab 4.6.6), so
+    they are shown as their source.
+    """
+    found = _LANGUAGE.match(info)
+    word = found[1] if found else ""
+    return "text" if "mermaid" in word.lower() else word
+
+
+def _is_shifted_in_lists(code: str) -> bool:
+    """Whether JupyterLab would show `code` with a list item's indentation in it.
+
+    Its math pass knows no indented fence. It sets what stands between two dollars aside, before the list's
+    indentation is taken off, so that the lines of a shell script come back shifted.
+    """
+    first, last = code.find("$"), code.rfind("$")
+    return (
+        "\n" in code[first:last]
+        or re.search(r"\\begin\{[a-z]*\*?\}[^\n]*\n", code, re.IGNORECASE) is not None
+    )
+
+
+@dataclass(slots=True)
+class _Fence:
+    """A fenced code block (CommonMark 4.5) as it is written again."""
+
+    language: str
+    lines: list[str]
+    indent: int = 0  # where its list item's content starts
+    marker: str = ""  # the list marker on its first line
+    quote: int = 0  # depth of block quotes
+
+    def write(self) -> tuple[list[str], bool]:
+        """Its lines, and whether they need a blank line before and after."""
+        code = "\n".join(self.lines)
+        live = _LIVE.search(code) is not None
+        fence = "`" * (max((len(run) for run in re.findall("`{3,}", code)), default=2) + 1)
+        if self.quote and live:
+            # JupyterLab's math pass sees no fence behind `>` and would pair dollars across its first line, so
+            # code that could hurt stands after the quote.
+            first = indent = ""
+        else:
+            first = "> " * self.quote + " " * self.indent + self.marker
+            indent = "> " * self.quote + " " * (self.indent + len(self.marker))
+        body = [indent + line if line.strip() or not indent else indent.rstrip() for line in self.lines]
+        # In a list, blank lines would set it wider, so harmless code goes without.
+        return [first + fence + self.language, *body, indent + fence], live or not indent
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """Cuts text into fences and runs of prose, keeping track of list items by their content's column."""
+
+    lines: list[str]
+    at: int = 0
+    items: list[int] = field(default_factory=list)
+    parts: list[_Fence | list[str]] = field(default_factory=list)
+
+    def cut(self) -> list[_Fence | list[str]]:
+        prose: list[str] = []
+        blank = True
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            fence = self._fence(line) or (self._indented(line) if blank and not self.items else None)
+            if fence:
+                self.parts += [prose, fence]
+                prose, blank = [], True
+                continue
+            self._track(line, after_blank=blank)
+            blank = not line.strip()
+            prose.append(line)
+            self.at += 1
+        return [*self.parts, prose]
+
+    def _track(self, line: str, *, after_blank: bool) -> None:
+        if not line.strip():
+            return
+        space = _width(line[: len(line) - len(line.lstrip(" \t"))])
+        marker = _MARKER.match(line)
+        base = max((item for item in self.items if item <= space), default=0)
+        if marker and space - base > 3:
+            marker = None
+        if marker or after_blank:
+            self._close(space)
+        if marker and len(self.items) < 32:
+            gap = _width(marker[3])
+            self.items.append(space + len(marker[2]) + (gap if 1 <= gap <= 4 else 1))
+
+    def _close(self, column: int) -> None:
+        while self.items and self.items[-1] > column:
+            self.items.pop()
+
+    def _fence(self, line: str) -> _Fence | None:
+        quote = _QUOTE.match(line)
+        depth = quote[0].count(">") if quote else 0
+        found = _FENCE.fullmatch(line, quote.end() if quote else 0)
+        if not found or (found[3][0] == "`" and "`" in found[4]):
+            return None
+        column = _width(found[1])
+        if not depth:
+            self._close(column)
+        indent = self.items[-1] if self.items and not depth else 0
+        marker = found[2].strip() + " " if found[2] else ""
+        if marker and not depth:
+            self.items.append(indent + len(marker))
+        strip = column + (len(found[2]) if found[2] else 0)
+        self.at += 1
+        lines = self._content(depth, strip, found[3])
+        if indent and not marker and _is_shifted_in_lists("\n".join(lines)) and self._next_width() < 4:
+            indent = 0
+            self.items.clear()
+        return _Fence(_language(found[4]), lines, indent, marker, depth)
+
+    def _next_width(self) -> int:
+        """How far the next line that is not blank is indented."""
+        for line in self.lines[self.at : self.at + 100]:
+            if line.strip():
+                return _width(line[: len(line) - len(line.lstrip(" \t"))])
+        return 0
+
+    def _content(self, depth: int, strip: int, fence: str) -> list[str]:
+        """The lines up to the closing fence; where there is none (a stream that was cut), up to the end."""
+        closing = re.compile(rf"[ \t]*{re.escape(fence[0])}{{{len(fence)},}}[ \t]*")
+        lines: list[str] = []
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if depth:
+                quote = _QUOTE.match(line)
+                if not quote:
+                    break
+                line = re.compile(rf"(?: {{0,3}}>[ ]?){{1,{depth}}}+").sub("", line, count=1)
+            self.at += 1
+            if closing.fullmatch(line) and _width(line[: len(line) - len(line.lstrip())]) <= strip + 3:
+                break
+            lines.append(_dedent(line, strip))
+        else:
+            while lines and not lines[-1].strip():
+                lines.pop()
+        return lines
+
+    def _indented(self, line: str) -> _Fence | None:
+        """An indented code block (CommonMark 4.4), outside lists, where its meaning is beyond doubt."""
+        if not line.strip() or _width(line[: len(line) - len(line.lstrip(" \t"))]) < 4:
+            return None
+        lines: list[str] = []
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if line.strip() and _width(line[: len(line) - len(line.lstrip(" \t"))]) < 4:
+                break
+            lines.append(_dedent(line, 4))
+            self.at += 1
+        while not lines[-1].strip():
+            lines.pop()
+            self.at -= 1
+        return _Fence("", lines)
+
+
+def _prose(lines: list[str], references: _References, *, lone_dollar: bool) -> list[str]:
+    """Prose, one run of lines at a time: blank lines (in quotes too) and link definitions part them."""
+    out: list[str] = []
+    run: list[str] = []
+    for line in [*lines, ""]:
+        if line.strip(" \t>") and not line.startswith("\0"):
+            run.append(line)
+            continue
+        if run:
+            out += _Inline("\n".join(run), references, lone_dollar=lone_dollar).rewrite().split("\n")
+            run = []
+        out.append(line)
+    return out[:-1]
+
+
+def safe_markdown(text: str) -> str:
+    """`text` as markdown that is harmless in a trusted output, and shows what the model meant.
+
+    HTML shows as text, except ``<br>``, ``<sub>``, ``<sup>`` and ``<kbd>`` without attributes; images become
+    links; links other than `is_safe_url` allows show as they are spelled; ``\\(…\\)`` and ``\\[…\\]`` become
+    dollars, which all of Jupyter's renderers know; code shows to the letter. Control characters go as in
+    `safe_text`. Takes any str, never raises, in time linear in its length. Safe to apply again.
+    """
+    references = _References()
+    parts = [
+        part if isinstance(part, _Fence) else references.take(part)
+        for part in _Blocks(safe_text(text).split("\n")).cut()
+    ]
+    dollars = sum(
+        len(re.findall(r"\$|\\[(\[]", line)) for part in parts if isinstance(part, list) for line in part
+    )
+    rows: list[str] = []
+    apart = False  # whether the last thing written wants a blank line after it
+    for part in parts:
+        if isinstance(part, list):
+            new, new_apart = _prose(part, references, lone_dollar=dollars == 1), False
+        else:
+            new, new_apart = part.write()
+        if not new:
+            continue
+        if (apart or new_apart) and rows and rows[-1].strip() and new[0].strip():
+            rows.append("")
+        rows += new
+        apart = new_apart
+    return "\n".join(references.settle(rows))

@@ -1,0 +1,31 @@
+"""`%%llm` and `%llm`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["register", "unregister"]
+
+
+def register(shell: InteractiveShell) -> None:
+    """Register the magics, and the session for `%config LLM`; loading twice is as good as once."""
+    from nbllm.magics.llm import LLMMagics
+    from nbllm.session import get_session
+
+    shell.register_magics(LLMMagics)
+    session = get_session()
+    if session not in shell.configurables:
+        shell.configurables.append(session)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take both away again."""
+    from nbllm.session import get_session
+
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("llm", None)
+    shell.magics_manager.registry.pop("LLMMagics", None)
+    shell.configurables[:] = [known for known in shell.configurables if known is not get_session()]

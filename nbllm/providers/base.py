@@ -1,0 +1,161 @@
+"""The interface of a provider, and what all of them share.
+
+A provider says how to build its client, open a stream, decode it into events, close it, complete without streaming,
+list models and map errors. The base class owns the rest: the order of these, folding usage, noticing a stream that
+ends without its terminal event, and a close that a cancellation cannot interrupt.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar
+
+from nbllm import errors
+from nbllm.config import ProviderSettings
+from nbllm.errors import NbllmError, Phase, ProviderError
+from nbllm.types import Completion, Event, Finish, ModelInfo, Request, Usage, UsageUpdate
+
+__all__ = ["Emit", "Provider"]
+
+logger = logging.getLogger("nbllm.providers")
+
+Emit = Callable[[list[Event]], None]
+"""Takes the events of one socket read."""
+
+
+class Provider(abc.ABC):
+    """One provider's side of nbllm. All of its coroutines run on nbllm's background loop.
+
+    Args:
+        settings: Its key, base URL and the rest of its configuration.
+
+    Raises:
+        MissingKeyError: where it needs a key and none is configured.
+        MissingExtraError: where its SDK is not installed.
+    """
+
+    label: ClassVar[str]
+    """Its name to show."""
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self.settings = settings
+        self.name = settings.name
+
+    @abc.abstractmethod
+    async def open(self, request: Request) -> Any:
+        """Send the request; return the provider's stream once the answer has begun."""
+
+    @abc.abstractmethod
+    def decode(self, stream: Any, request: Request) -> AsyncIterator[list[Event]]:
+        """The stream's events, those of one socket read together, with a `Finish` where the provider ends it."""
+
+    @abc.abstractmethod
+    async def close(self, stream: Any) -> None:
+        """Close the stream's transport; called once for each stream, however it ended."""
+
+    @abc.abstractmethod
+    async def complete(self, request: Request) -> Completion:
+        """The provider's own call without streaming."""
+
+    @abc.abstractmethod
+    async def models(self) -> list[ModelInfo]:
+        """What models there are, live."""
+
+    @abc.abstractmethod
+    def map_error(self, exc: Exception, request: Request | None, phase: Phase) -> ProviderError | None:
+        """The error of ours that an exception of the SDK means; None where it is not one of the SDK's."""
+
+    def adapt(self, request: Request, error: errors.InvalidRequestError) -> Request | None:
+        """The request without a default that the model refuses, or None where nothing of the sort can help."""
+        return None
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        return None
+
+    async def stream(self, request: Request, emit: Emit, opened: Callable[[], None]) -> None:
+        """Stream an answer.
+
+        Args:
+            request: What is asked.
+            emit: Called with the events of each socket read, in order.
+            opened: Called once, when the provider has begun to answer.
+
+        Raises:
+            ProviderError: whatever went wrong, in our terms.
+            IncompleteStreamError: where the stream ends without the provider's terminal event. Its text is the
+                caller's to fill in, who has seen the events.
+        """
+        stream: Any = None
+        phase: Phase = "open"
+        usage, finished = Usage(), False
+        try:
+            stream = await self.open(request)
+            opened()
+            phase = "stream"
+            async for batch in self.decode(stream, request):
+                for index, event in enumerate(batch):
+                    if isinstance(event, UsageUpdate):
+                        usage = usage.updated(event.usage)
+                        batch[index] = UsageUpdate(usage)
+                    elif isinstance(event, Finish):
+                        finished = True
+                emit(batch)
+        except Exception as exc:
+            raise self._translated(exc, request, phase) from _cause(exc)
+        finally:
+            if stream is not None:
+                await self._close_shielded(stream)
+        if not finished:
+            raise errors.IncompleteStreamError(
+                f"{self.label} ended the answer of {request.model} without saying that it was complete.",
+                action="What had arrived is kept; run it again for the whole answer.",
+                provider=self.name,
+                model=request.model,
+            )
+
+    async def completion(self, request: Request) -> Completion:
+        """The whole answer by the provider's own call without streaming, errors in our terms."""
+        try:
+            return await self.complete(request)
+        except Exception as exc:
+            raise self._translated(exc, request, "open") from _cause(exc)
+
+    async def list_models(self) -> list[ModelInfo]:
+        """The live list of models, errors in our terms."""
+        try:
+            return await self.models()
+        except Exception as exc:
+            raise self._translated(exc, None, "open") from _cause(exc)
+
+    def _translated(self, exc: Exception, request: Request | None, phase: Phase) -> Exception:
+        found: BaseException | None = exc
+        # SDKs wrap what our own request hook raised into a connection error: ours is the one that says why.
+        while found is not None and not isinstance(found, NbllmError):
+            found = found.__cause__ or found.__context__
+        mapped = found or self.map_error(exc, request, phase)
+        if mapped is None:
+            return exc
+        if isinstance(mapped, ProviderError):
+            mapped.provider = mapped.provider or self.name
+            mapped.model = mapped.model or (request.model if request else None)
+        return mapped
+
+    async def _close_shielded(self, stream: Any) -> None:
+        closing = asyncio.ensure_future(self.close(stream))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            # Cancelled once more while closing: the close runs on to its end, and only then do we.
+            await asyncio.wait([closing])
+            raise
+        except Exception:  # the answer is there or its own error is on its way: this one is only worth a line
+            logger.debug("closing a stream of %s failed", self.name, exc_info=True)
+
+
+def _cause(exc: Exception) -> BaseException | None:
+    # An error of ours that passes through is raised from what it was raised from, never from itself.
+    return exc.__cause__ if isinstance(exc, NbllmError) else exc

@@ -1,0 +1,66 @@
+"""HuggingFace models on this machine: the bundled one, a folder, or a Hub id.
+
+Options passed through by keyword: `seed`, `top_p`, `top_k`, `min_p`, `repetition_penalty`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from nbllm.errors import Phase, ProviderError, ServerError
+from nbllm.local.generate import Generation
+from nbllm.local.load import cached, registry
+from nbllm.providers.base import Provider
+from nbllm.types import Completion, Event, Finish, ModelInfo, Request, TextDelta, Usage, UsageUpdate
+
+
+class HuggingFaceProvider(Provider):
+    """Models that run in this process."""
+
+    label = "HuggingFace"
+
+    async def open(self, request: Request) -> Generation:
+        # Loading and tokenizing take their time and the loop serves others meanwhile.
+        generation = await asyncio.to_thread(lambda: Generation(registry.load(request.model), request))
+        generation.start()
+        return generation
+
+    async def decode(self, stream: Generation, request: Request) -> AsyncIterator[list[Event]]:
+        while batch := await stream.channel.get():
+            yield batch
+
+    async def close(self, stream: Generation) -> None:
+        stream.stop()
+        await asyncio.to_thread(stream.join)
+
+    async def complete(self, request: Request) -> Completion:
+        generation = await self.open(request)
+        text: list[str] = []
+        usage, finish = Usage(), Finish("other")
+        try:
+            async for batch in self.decode(generation, request):
+                for event in batch:
+                    if isinstance(event, TextDelta):
+                        text.append(event.text)
+                    elif isinstance(event, UsageUpdate):
+                        usage = event.usage
+                    elif isinstance(event, Finish):
+                        finish = event
+        finally:
+            await self._close_shielded(generation)
+        return Completion(text="".join(text), finish=finish, usage=usage, model=request.model)
+
+    async def models(self) -> list[ModelInfo]:
+        loaded = {model.name: model for model in registry.loaded()}
+        return [
+            ModelInfo(id=name, provider=self.name, context_window=getattr(loaded.get(name), "context_window", None))
+            for name in await asyncio.to_thread(cached)
+        ]
+
+    def map_error(self, exc: Exception, request: Request | None, phase: Phase) -> ProviderError | None:
+        if "out of memory" in str(exc).lower():
+            return ServerError(
+                "The machine ran out of memory.", action="Use a smaller model, a shorter prompt or fewer max_tokens."
+            )
+        return None

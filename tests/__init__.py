@@ -1,0 +1,1 @@
+"""The tests of nbllm; they mirror the package."""

@@ -1,0 +1,1 @@
+"""A real ipykernel, driven as a front end drives one."""
