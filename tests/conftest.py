@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -15,7 +16,6 @@ from tests.guard import sitecustomize as guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.kernel.harness import Kernel
     from tests.wire import Wire
@@ -31,7 +31,7 @@ THREADS_BEFORE = frozenset(threading.enumerate())
 @pytest.fixture(autouse=True)
 def _isolated() -> Iterator[None]:
     """Undo what a test changes in the environment and the working folder."""
-    environment, folder = dict(os.environ), os.getcwd()
+    environment, folder = dict(os.environ), Path.cwd()
     yield
     if dict(os.environ) != environment:
         os.environ.clear()

@@ -45,8 +45,18 @@ function settle(model) {
   model.send({ ask: "close" });
 }
 
-// An image would be fetched by the browser on its own, and its address can carry what the model was told.
-const withoutImages = (text) => text.replace(/!\[/g, "!\u200b[");
+// JupyterLab's renderer with a sanitizer on top of its own: an image, or anything else with a source, would be fetched by
+// the browser without a click, and its address can carry what the model was told.
+function harmless(rendermime) {
+  const sanitize = (dirty, options) => {
+    const { body } = new DOMParser().parseFromString(rendermime.sanitizer.sanitize(dirty, options), "text/html");
+    for (const node of body.querySelectorAll("[src], [srcset], [poster], [background], img, picture, video, audio")) {
+      node.replaceWith(`[${node.alt || node.localName}]`);
+    }
+    return body.innerHTML;
+  };
+  return rendermime.clone({ sanitizer: { ...rendermime.sanitizer, sanitize } });
+}
 
 // Where the text may be cut so that what lies before is finished: a blank line outside fences, followed by a line that
 // can continue neither a list nor a quotation.
@@ -68,7 +78,8 @@ function finishedLength(text) {
 
 function render({ model, el }) {
   const state = states.get(model.get("key"));
-  const rendermime = model.widget_manager?.rendermime;
+  const host = model.widget_manager?.rendermime;
+  const rendermime = host && harmless(host);
   el.classList.add("nbllm-answer");
   const body = el.appendChild(document.createElement("div"));
   body.className = "nbllm-answer-body";
@@ -79,7 +90,7 @@ function render({ model, el }) {
   async function markdown(text) {
     const renderer = rendermime.createRenderer("text/markdown");
     await renderer.renderModel({
-      data: { "text/markdown": withoutImages(text) }, metadata: {}, trusted: false, setData() {},
+      data: { "text/markdown": text }, metadata: {}, trusted: false, setData() {},
     });
     rendermime.latexTypesetter?.typeset(renderer.node);
     return renderer.node;

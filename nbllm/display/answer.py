@@ -78,7 +78,7 @@ def _static(stream: ResponseStream, state: str) -> tuple[str, dict[str, Any]]:
     if state == "interrupted":
         text += "\n\n*Stopped here.*" if text else "*Stopped before the first word.*"
     elif state in ("incomplete", "failed"):
-        text += "\n\n*The answer breaks off here.*" if text else "*No answer.*"
+        text += "\n\n*The answer breaks off here.*" if text else ""
     usage = stream.usage
     provenance = {
         "provider": stream.provider,
@@ -130,7 +130,7 @@ class WidgetView:
 
 def static_bundle(text: str) -> dict[str, str]:
     """What a saved notebook keeps of an answer: markdown made harmless, and plain text."""
-    return {"text/markdown": safe_markdown(text), "text/plain": safe_text(text)}
+    return {"text/markdown": safe_markdown(text), "text/plain": safe_text(text)} if text else {"text/plain": ""}
 
 
 _class: Any = None
@@ -158,7 +158,7 @@ def _widget_class() -> Any:
         key = traitlets.Unicode().tag(sync=True)
         own_id = traitlets.Unicode().tag(sync=True)
         snapshot = traitlets.Dict({"text": "", "at": 0}).tag(sync=True)
-        final = traitlets.Dict(None, allow_none=True).tag(sync=True)
+        final = traitlets.Any(None).tag(sync=True)
         blocking = traitlets.Bool(True).tag(sync=True)
 
         def __init__(self, stop: Any) -> None:

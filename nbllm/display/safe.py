@@ -1,15 +1,15 @@
 """Model text made harmless before it leaves the kernel.
 
-Jupyter trusts the outputs of executed cells: their markdown is rendered with raw HTML alive. What the model wrote
-is somebody else's text, so `safe_markdown` rewrites it such that HTML shows as text, links go to the web only, and
-nothing loads by itself.
+Jupyter trusts the outputs of executed cells: their markdown is rendered with raw HTML alive. What the model
+wrote is somebody else's text, so `safe_markdown` rewrites it such that HTML shows as text, links go to the
+web only, and nothing loads by itself.
 
-Renderers disagree about what is code (marked, mistune, markdown-it, and JupyterLab's math pass that runs before
-marked). So the output does not rest on a guess at their parse. Outside fenced blocks it is inert *whatever* a
-parser makes of it: no `<` stands before a letter, no `](`, `]:`, `![` or ``@@`` remains but in links written here,
-and dollars are either paired or spelled as entities. Code that must hold such characters is written as ``<code>``
-with entities. A fenced block is written anew, by itself, with a fence longer than any in it, between blank lines,
-so that no earlier construct can swallow its first line.
+Renderers disagree about what is code (marked, mistune, markdown-it, and JupyterLab's math pass that runs
+before marked). So the output does not rest on a guess at their parse. Outside fenced blocks it is inert
+*whatever* a parser makes of it: no `<` stands before a letter, no `](`, `]:`, `![` or ``@@`` remains but in
+links written here, and dollars are either paired or spelled as entities. Code that must hold such
+characters is written as ``<code>`` with entities. A fenced block is written anew, by itself, with a fence
+longer than any in it, between blank lines, so that no earlier construct can swallow its first line.
 
 The rules refer to CommonMark 0.31 and to JupyterLab's ``packages/rendermime/src/latex.ts`` (``removeMath``,
 ``replaceMath``) and ``packages/markedparser-extension/src/index.ts``.
@@ -38,8 +38,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 def safe_text(text: str) -> str:
     """`text` for a terminal: without escape sequences, control characters and bidirectional overrides.
 
-    A carriage return, and whatever else some reader takes for a line break, becomes a newline, so that nothing
-    is overwritten or hidden. Lone surrogates, which no JSON message can carry, become U+FFFD. Idempotent.
+    A carriage return, and whatever else some reader takes for a line break, becomes a newline, so that
+    nothing is overwritten or hidden. Lone surrogates, which no JSON message can carry, become U+FFFD.
     """
     text = _NEWLINE.sub("\n", _CSI.sub("", text))
     return _SURROGATE.sub("\ufffd", _CONTROL.sub("", text))
@@ -78,8 +78,8 @@ def _destination(raw: str) -> str | None:
 # -- text that is inert under any parse ----------------------------------------------------------------------
 
 _NAMES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-# What would be live if a parser did not take the code span for code (or, as GFM tables and mistune's math rule
-# do, looked into it first).
+# What would be live if a parser did not take the code span for code (or, as GFM tables and mistune's math
+# rule do, looked into it first).
 _LIVE = re.compile(r"<[A-Za-z/!?]|\][(\[:]|!\[|[$]|@@|\\\\|\\(?:begin|end)\b|```|~~~")
 _LITERAL = re.compile(rf"[{_PUNCTUATION}]")
 _KEPT = " ,;=+%-./:?#"
@@ -94,13 +94,15 @@ _AUTOLINK = re.compile(
 _LINK_TAIL = re.compile(
     r"\([ \t]*+\n?[ \t]*+"
     r"(?:<([^<>\n]{0,2000}+)>|((?:\\.|[^\s()<>\\]|\((?:\\.|[^\s()<>\\]){0,500}+\)){0,2000}+))"
-    r"(?:\s{1,9}+(?:\"(?:\\.|[^\"\\]){0,500}+\"|'(?:\\.|[^'\\]){0,500}+'|\((?:\\.|[^()\\]){0,500}+\)))?+\s{0,9}+\)"
+    r"(?:\s{1,9}+(?:\"(?:\\.|[^\"\\]){0,500}+\"|'(?:\\.|[^'\\]){0,500}+'|\((?:\\.|[^()\\]){0,500}+\)))?+"
+    r"\s{0,9}+\)"
 )
 _DEFINITION = re.compile(
     r" {0,3}\[([^\[\]\\^][^\[\]\\]{0,200})\]:[ \t]{0,9}<?([^\s<>]{1,2000})>?"
     r"(?:[ \t]{1,9}(?:\"[^\"]{0,500}\"|'[^']{0,500}'|\([^()]{0,500}\)))?[ \t]*"
 )
-# A code span may run on to the next line only where that line cannot start a block (CommonMark 3: blocks first).
+# A code span may run on to the next line only where that line cannot start a block (CommonMark 3: blocks
+# first).
 _BLOCK_START = re.compile(r"\n[ \t]*(?:[>|#<~`=]|[-*+_]|[0-9]{1,9}[.)]|\n|$)")
 _TABLE = re.compile(r"^[ >]*+\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-*+:?[ \t]*+)++$", re.MULTILINE)
 _SPECIAL = re.compile(r"[\\`$<\[\]!@]|~{3,}")
@@ -137,7 +139,7 @@ def _code(content: str, *, in_link: bool, in_table: bool) -> str:
 
 
 def _math(body: str) -> str | None:
-    """TeX that means the same and is inert where a renderer has no math; None where it cannot be had.
+    r"""TeX that means the same and is inert where a renderer has no math; None where it cannot be had.
 
     mistune's block rule takes everything from `$$` or `\begin{x}` to its end for math, across blank lines and
     fences: so each must be closed, and none may look escaped.
@@ -151,7 +153,7 @@ def _math(body: str) -> str | None:
 
 
 def _is_balanced(body: str) -> bool:
-    """Whether every `\\begin{x}` in `body` has its `\\end{x}`."""
+    r"""Whether every `\begin{x}` in `body` has its `\end{x}`."""
     stack: list[str | None] = []
     for found in re.finditer(r"\\(begin|end)\b(?:\{([A-Za-z]{1,20}\*?)\})?", body):
         if found[1] == "begin" and found[2]:
@@ -171,7 +173,7 @@ def _is_inline_math(body: str, after: str) -> bool:
 
 @dataclass(slots=True)
 class _References:
-    """Link reference definitions (CommonMark 4.7). They are resolved here, so that none is left for a parser."""
+    """Link reference definitions (CommonMark 4.7), resolved here so that none is left for a parser."""
 
     targets: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -181,7 +183,7 @@ class _References:
         return " ".join(raw.split()).casefold()
 
     def take(self, lines: list[str]) -> list[str]:
-        """Note the definitions among `lines`, and mark their lines with U+0000, which no text here still has."""
+        """Note the definitions in `lines`, and mark their lines with U+0000, which no text here still has."""
         marked: list[str] = []
         at_start = True
         for line in lines:
@@ -203,7 +205,7 @@ class _References:
         return self.targets[label]
 
     def settle(self, rows: list[str]) -> list[str]:
-        """`rows` without the definitions that served a link; the others show as text, for nothing else would."""
+        """`rows` without the definitions that served a link; the others show as text."""
         settled = []
         for row in rows:
             if not row.startswith("\0"):
@@ -301,7 +303,7 @@ class _Inline:
         return at + 1
 
     def _put_math(self, dollars: str, at: int, start: int, end: int) -> bool:
-        """Append the math that opens at `at`, with its TeX from `start` to `end`, if it can be had inertly."""
+        """Append the math that opens at `at`, its TeX from `start` to `end`, if it can be had inertly."""
         body = _math(self.text[start:end])
         if body is None:
             return False
@@ -326,8 +328,8 @@ class _Inline:
         return next((piece for piece in reversed(self.out) if piece), "")
 
     def _literal_dollar(self, count: int) -> None:
-        # MathJax reads the page's text after marked, where `\$` and `&#36;` have become `$` again; it does not
-        # look across elements (mathjax-full handlers/html/HTMLDomStrings).
+        # MathJax reads the page's text after marked, where `\$` and `&#36;` have become `$` again; it does
+        # not look across elements (mathjax-full handlers/html/HTMLDomStrings).
         self.out.append("$" if self.lone_dollar and count == 1 else "<span>&#36;</span>" * count)
 
     def _backslash(self, at: int) -> int:
@@ -440,8 +442,8 @@ class _Inline:
         return at + length
 
     _RULES = {  # noqa: RUF012  # a table of methods, never changed
-        "\\": _backslash, "`": _backtick, "$": _dollar, "<": _less_than, "[": _open_bracket, "]": _close_bracket,
-        "!": _bang, "@": _at, "~": _tildes,
+        "\\": _backslash, "`": _backtick, "$": _dollar, "<": _less_than, "[": _open_bracket,
+        "]": _close_bracket, "!": _bang, "@": _at, "~": _tildes,
     }  # fmt: skip
 
 
@@ -469,8 +471,8 @@ def _language(info: str) -> str:
     """The first word of a fence's info string.
 
     It ends in a class attribute, which JupyterLab does not escape when it highlights. Mermaid diagrams fetch
-    images and style sheets by themselves while they are drawn (tried with mermaid 11.16 in JupyterLab 4.6.6), so
-    they are shown as their source.
+    images and style sheets by themselves while they are drawn (tried with mermaid 11.16 in JupyterLab
+    4.6.6), so they are shown as their source.
     """
     found = _LANGUAGE.match(info)
     word = found[1] if found else ""
@@ -641,10 +643,10 @@ def _prose(lines: list[str], references: _References, *, lone_dollar: bool) -> l
 
 
 def safe_markdown(text: str) -> str:
-    """`text` as markdown that is harmless in a trusted output, and shows what the model meant.
+    r"""`text` as markdown that is harmless in a trusted output, and shows what the model meant.
 
     HTML shows as text, except ``<br>``, ``<sub>``, ``<sup>`` and ``<kbd>`` without attributes; images become
-    links; links other than `is_safe_url` allows show as they are spelled; ``\\(…\\)`` and ``\\[…\\]`` become
+    links; links other than `is_safe_url` allows show as they are spelled; ``\(…\)`` and ``\[…\]`` become
     dollars, which all of Jupyter's renderers know; code shows to the letter. Control characters go as in
     `safe_text`. Takes any str, never raises, in time linear in its length. Safe to apply again.
     """

@@ -16,6 +16,8 @@ def register(shell: InteractiveShell) -> None:
     from nbllm.session import get_session
 
     shell.register_magics(LLMMagics)
+    if _with_a_body not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.insert(0, _with_a_body)
     session = get_session()
     if session not in shell.configurables:
         shell.configurables.append(session)
@@ -28,4 +30,13 @@ def unregister(shell: InteractiveShell) -> None:
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("llm", None)
     shell.magics_manager.registry.pop("LLMMagics", None)
+    if _with_a_body in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(_with_a_body)
     shell.configurables[:] = [known for known in shell.configurables if known is not get_session()]
+
+
+def _with_a_body(lines: list[str]) -> list[str]:
+    # IPython refuses a cell magic without a body before we see it; `%%llm --help` alone is no mistake.
+    if len(lines) == 1 and lines[0].split()[:1] == ["%%llm"]:
+        return [lines[0].rstrip("\n") + "\n", "\n"]
+    return lines

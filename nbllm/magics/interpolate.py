@@ -1,9 +1,9 @@
-r"""Variables in a prompt: `{name}`, `{df.shape}`, `{rows[0]}`, `{x:.2f}`, `{name!r}`, and `{=any.expression()}`.
+r"""Variables in a prompt: `{name}`, `{df.shape}`, `{rows[0]}`, `{x:.2f}`, and `{=any.expression()}`.
 
 Plain braces never call anything unless told: they take a name of the notebook, attributes without a leading
-underscore, subscripts by a literal, a conversion and a format spec. What that cannot avoid is the object's own
-code behind a property, `__getitem__`, `__format__` and `__str__`. Everything else in braces (JSON, LaTeX, Jinja's
-`{{x}}`, a dict, a set) stays exactly as it is. Filled-in text is never looked at again.
+underscore, subscripts by a literal, a conversion and a format spec. What that cannot avoid is the object's
+own code behind a property, `__getitem__`, `__format__` and `__str__`. Everything else in braces (JSON,
+LaTeX, Jinja's `{{x}}`, a dict, a set) stays exactly as it is. Filled-in text is never looked at again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MAX_CELL = 200
 # that nothing nests, and does not read like `{key: some value}`. The bounds keep the search linear.
 _SUBSCRIPT = r"\[(?:-?[0-9]{1,18}|'[^'\\\n]{0,200}'|\"[^\"\\\n]{0,200}\")\]"
 _PLAIN = re.compile(
-    rf"([^\W\d]\w{{0,199}})((?:\.[^\W\d]\w{{0,199}}|{_SUBSCRIPT}){{0,32}})(?:!([rsa]))?(?::((?! [^\W\d]{{2}})[^{{}}\n]{{0,100}}))?\}}"
+    rf"([^\W\d]\w{{0,199}})((?:\.[^\W\d]\w{{0,199}}|{_SUBSCRIPT}){{0,32}})"
+    r"(?:!([rsa]))?(?::((?! [^\W\d]{2})[^{}\n]{0,100}))?\}"
 )
 _DOUBLE_CLOSE = re.compile(r"[^{}\n]{0,4000}\}\}")
 _STEP = re.compile(rf"\.([^\W\d]\w*)|{_SUBSCRIPT}")
@@ -82,7 +83,7 @@ def interpolate(
 
 
 def _split_fences(template: str) -> Iterator[tuple[str, bool]]:
-    """Runs of lines, and whether they stand in a code fence (CommonMark 4.5; an open one ends with the text)."""
+    """Runs of lines, and whether they are a code fence (CommonMark 4.5: an open one ends with the text)."""
     run: list[str] = []
     fence = ""
     for line in template.splitlines(keepends=True):
@@ -229,8 +230,8 @@ def _candidates(source: str) -> Iterator[tuple[str, str | None, str | None]]:
 def _walk(value: object, path: str) -> object:
     """Follow attributes and literal subscripts from `value`."""
     for step in _STEP.finditer(path):
-        subscript = step[0][1:-1]
-        value = getattr(value, step[1]) if step[1] else value[ast.literal_eval(subscript)]  # type: ignore[index]
+        key = None if step[1] else ast.literal_eval(step[0][1:-1])
+        value = getattr(value, step[1]) if step[1] else value[key]  # type: ignore[index]
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from nbllm.errors import UsageError
 from nbllm.magics.arguments import HelpShown, cell_parser, parse
@@ -18,6 +18,7 @@ __all__ = ["LLMMagics"]
 class LLMMagics(Magics):
     """The magics `%llm` and `%%llm`."""
 
+    @no_var_expand  # type: ignore[untyped-decorator]  # IPython would evaluate what stands in braces, calls included
     @line_cell_magic  # type: ignore[untyped-decorator]  # IPython's decorators are untyped
     def llm(self, line: str, cell: str | None = None) -> Any:
         """Ask a language model, or command nbllm.

@@ -88,8 +88,9 @@ def _run_shadowed() -> None:
     import importlib.machinery
     import importlib.util
 
-    here = os.path.dirname(os.path.abspath(__file__))
-    others = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    # os.path, not pathlib: this runs at the start of every process and imports as little as it can.
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+    others = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]  # noqa: PTH100
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

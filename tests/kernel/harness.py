@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import deque
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -180,7 +180,7 @@ class Kernel:
 
     # Life ---------------------------------------------------------------------------------------
 
-    def open(self, timeout: float = 60) -> Kernel:
+    def open(self, timeout: float = 60) -> Self:
         """Start the process and wait until it answers."""
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._manager = KernelManager(kernel_spec_manager=_Specs(self.python))
@@ -217,7 +217,7 @@ class Kernel:
         self._manager.restart_kernel(now=now, env=child_environment(**self.env))
         self._connect(timeout)
 
-    def __enter__(self) -> Kernel:
+    def __enter__(self) -> Self:
         return self.open()
 
     def __exit__(
@@ -254,18 +254,18 @@ class Kernel:
         end = time.monotonic() + timeout
         # Until a reply *and* its idle status have come: iopub subscribes a moment after shell answers.
         while True:
-            id = self._send("shell", "kernel_info_request", {})
+            sent = self._send("shell", "kernel_info_request", {})
             with self.changed:
-                if self.changed.wait_for(partial(self._answered, id), 0.5):
-                    self.info = self._replies[id].content
+                if self.changed.wait_for(partial(self._answered, sent), 0.5):
+                    self.info = self._replies[sent].content
                     return
             if not self.alive:
                 raise RuntimeError(f"the kernel died while starting\n{self.printed}")
             if time.monotonic() > end:
                 raise TimeoutError(f"the kernel did not answer in {timeout} s")
 
-    def _answered(self, id: str) -> bool:
-        return id in self._replies and id in self._idle
+    def _answered(self, sent: str) -> bool:
+        return sent in self._replies and sent in self._idle
 
     def _disconnect(self) -> None:
         if self._link is not None:
@@ -337,12 +337,12 @@ class Kernel:
         )
 
     def request(
-        self, type: str, content: dict[str, Any], channel: str = "shell", timeout: float = 10
+        self, kind: str, content: dict[str, Any], channel: str = "shell", timeout: float = 10
     ) -> dict[str, Any]:
         """Send any request and return the content of its reply."""
-        id = self._send(channel, type, content)
-        self.wait(lambda: id in self._replies, timeout, lambda: f"reply to {type}")
-        return self._replies[id].content
+        sent = self._send(channel, kind, content)
+        self.wait(lambda: sent in self._replies, timeout, lambda: f"reply to {kind}")
+        return self._replies[sent].content
 
     # Comms and subshells ------------------------------------------------------------------------
 
@@ -383,9 +383,9 @@ class Kernel:
         message["buffers"] = list(buffers)
         return self._post("shell", message)
 
-    def wait_handled(self, id: str, timeout: float = 10) -> None:
+    def wait_handled(self, sent: str, timeout: float = 10) -> None:
         """Wait until the kernel has handled a message that has no reply (the return value of `comm_send`)."""
-        self.wait(lambda: id in self._idle, timeout, lambda: "end of the handling of a message")
+        self.wait(lambda: sent in self._idle, timeout, lambda: "end of the handling of a message")
 
     def wait_comm(self, predicate: Callable[[Comm], object], timeout: float = 10) -> Comm:
         """Wait until a comm fulfils the predicate."""
@@ -415,16 +415,16 @@ class Kernel:
     # Messages -----------------------------------------------------------------------------------
 
     def _message(
-        self, type: str, content: dict[str, Any], metadata: dict[str, Any], subshell: str | None
+        self, kind: str, content: dict[str, Any], metadata: dict[str, Any], subshell: str | None
     ) -> dict[str, Any]:
-        header = self._session.msg_header(type)
+        header = self._session.msg_header(kind)
         header["msg_id"] = uuid.uuid4().hex
         if subshell is not None:
             header["subshell_id"] = subshell
-        return self._session.msg(type, content, header=header, metadata=metadata)
+        return self._session.msg(kind, content, header=header, metadata=metadata)
 
-    def _send(self, channel: str, type: str, content: dict[str, Any]) -> str:
-        return self._post(channel, self._message(type, content, {}, None))
+    def _send(self, channel: str, kind: str, content: dict[str, Any]) -> str:
+        return self._post(channel, self._message(kind, content, {}, None))
 
     def _post(self, channel: str, message: dict[str, Any]) -> str:
         assert self._link is not None, "the kernel is closed"
@@ -469,14 +469,14 @@ class Kernel:
                     output.updates += 1
 
     def _file_comm(self, message: Message) -> None:
-        id = message.content["comm_id"]
+        comm_id = message.content["comm_id"]
         data = message.content.get("data") or {}
         if message.type == "comm_open":
-            self.comms[id] = Comm(
-                id, message.content["target_name"], message, state=dict(data.get("state", {}))
+            self.comms[comm_id] = Comm(
+                comm_id, message.content["target_name"], message, state=dict(data.get("state", {}))
             )
-        elif id in self.comms:
-            comm = self.comms[id]
+        elif comm_id in self.comms:
+            comm = self.comms[comm_id]
             comm.messages.append(message)
             if message.type == "comm_close":
                 comm.closed = True

@@ -76,9 +76,9 @@ class Comm:
 class Result:
     """What one execute request has produced so far; complete when `done`."""
 
-    def __init__(self, kernel: Kernel, id: str, cell_id: str | None) -> None:
+    def __init__(self, kernel: Kernel, request: str, cell_id: str | None) -> None:
         self._kernel = kernel
-        self.id, self.cell_id = id, cell_id
+        self.id, self.cell_id = request, cell_id
         self.sent = time.monotonic()
         self.history: list[Message] = []
         self.outputs: list[Output] = []

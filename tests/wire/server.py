@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.wire.connection import Body, Closed, Connection, Left, Request
 from tests.wire.connection import head as http_head
@@ -54,7 +54,7 @@ class Wire(Log):
 
     # Life ---------------------------------------------------------------------------------------
 
-    def start(self) -> Wire:
+    def start(self) -> Self:
         """Bind and serve; when this returns, clients can connect."""
         # Bound here, so that the address is known and an address in use raises in the caller's thread.
         sock = socket.socket()
@@ -86,7 +86,7 @@ class Wire(Log):
             raise RuntimeError("the wire server did not stop")
         self._thread = None
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
@@ -240,7 +240,18 @@ class Wire(Log):
                 connection, refusal.status, error if script.body is None else script.body, headers
             )
             return "done"
+        return await self._succeed(connection, request, exchange, protocol, call, script, headers)
 
+    async def _succeed(
+        self,
+        connection: Connection,
+        request: Request,
+        exchange: Exchange,
+        protocol: Protocol,
+        call: Call,
+        script: Script,
+        headers: dict[str, str],
+    ) -> str:
         exchange.status = script.status
         if script.fault == "not_sse":
             page = b"<!doctype html><title>Sign in</title><p>Please sign in to the network."
