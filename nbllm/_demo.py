@@ -117,11 +117,21 @@ def run_demo(tutorials: Path, folder: Path, model: str, out: TextIO | None = Non
     out = out or sys.stdout
     notebook = nbformat.read(tutorials / "01_quickstart.ipynb", as_version=4)
     folder.mkdir(parents=True, exist_ok=True)
-    client = _Client(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = _Client(
+        notebook,
+        kernel_name="python3",
+        timeout=300,
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--IPKernelApp.log_level=40"],  # a kernel's own notes are not for this audience
+    )
     client.terminal = _Terminal(out)
     # The demo needs no key and costs nothing, whatever keys there are in the environment.
     environment = {**os.environ, "NBLLM_MODEL": model, "PYTHONWARNINGS": "ignore"}
     failed = False
+    print(
+        "Starting a kernel. The first answer takes a few seconds more: the model is loaded for it.\n",
+        file=out,
+    )
     try:
         client.execute(env=environment)
     except CellExecutionError:

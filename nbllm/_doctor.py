@@ -25,7 +25,16 @@ from nbllm.providers import registry
 __all__ = ["Finding", "examine", "run_doctor"]
 
 EXTRAS = {
-    "local": ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "datasets", "safetensors"),
+    "local": (
+        "torch",
+        "transformers",
+        "accelerate",
+        "bitsandbytes",
+        "peft",
+        "trl",
+        "datasets",
+        "safetensors",
+    ),
     "data": ("pandas", "matplotlib"),
     "lab": ("jupyterlab",),
     "keyring": ("keyring",),
@@ -57,7 +66,9 @@ def run_doctor() -> int:
         if finding.action:
             print(f"     {'':<24}  → {safe_text(finding.action)}")
     print()
-    print("Ready: write %load_ext nbllm in a notebook." if answers else "No model can answer yet: see the arrows above.")
+    print(
+        "Ready: write %load_ext nbllm in a notebook." if answers else "No model can answer yet: see the arrows above."
+    )
     return 0 if answers else 1
 
 
@@ -115,15 +126,18 @@ def _gpus() -> list[str]:
 
 def _providers() -> Iterator[Finding]:
     manager = ProviderManager()
-    for name, spec in registry().items():
-        subject = f"provider {name}"
-        if not manager.has_key(name):
-            yield Finding(subject, False, "no key", f"Set {spec.key_variables[0]} in the environment.")
-            continue
-        try:
-            yield Finding(subject, True, _answer(manager, name))
-        except NbllmError as exc:
-            yield Finding(subject, False, exc.message, exc.action or "")
+    try:
+        for name, spec in registry().items():
+            subject = f"provider {name}"
+            if not manager.has_key(name):
+                yield Finding(subject, False, "no key", f"Set {spec.key_variables[0]} in the environment.")
+                continue
+            try:
+                yield Finding(subject, True, _answer(manager, name))
+            except NbllmError as exc:
+                yield Finding(subject, False, exc.message, exc.action or "")
+    finally:
+        background_loop().run(manager.close())
 
 
 def _answer(manager: ProviderManager, name: str) -> str:

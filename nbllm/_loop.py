@@ -16,6 +16,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -119,8 +120,8 @@ class BackgroundLoop:
 async def drained() -> None:
     """Wait, on the background loop, until every task that is being cancelled has closed what it opened and ended."""
     me = asyncio.current_task()
-    while any(task.cancelling() for task in asyncio.all_tasks() if task is not me):
-        await asyncio.sleep(0.002)
+    while pending := [task for task in asyncio.all_tasks() if task is not me and task.cancelling()]:
+        await asyncio.wait(pending, timeout=0.1)
 
 
 async def _cancel_all() -> None:
@@ -200,9 +201,8 @@ class Channel(Generic[T]):
             with self._lock:
                 if (items := self._take()) is not None:
                     return items
-                loop = asyncio.get_running_loop()
-                ready = loop.create_future()
-                self._wake = lambda: _call(loop, ready)
+                ready = asyncio.get_running_loop().create_future()
+                self._wake = functools.partial(_call, ready)
             await ready
 
     def get_blocking(self) -> list[T]:
@@ -217,13 +217,13 @@ class Channel(Generic[T]):
                 pass
 
 
-def _call(loop: asyncio.AbstractEventLoop, ready: asyncio.Future[None]) -> None:
+def _call(ready: asyncio.Future[None]) -> None:
     def set_result() -> None:
         if not ready.done():
             ready.set_result(None)
 
     with contextlib.suppress(RuntimeError):  # the reader's loop may have closed meanwhile
-        loop.call_soon_threadsafe(set_result)
+        ready.get_loop().call_soon_threadsafe(set_result)
 
 
 _current: BackgroundLoop | None = None
@@ -243,7 +243,7 @@ def background_loop() -> BackgroundLoop:
 def _forget_after_fork() -> None:
     # Only the forking thread survives in the child: the loop's thread is gone, its lock may be held, and its
     # sockets are the parent's. A new loop is started at the next use; whoever holds clients compares loops.
-    global _current, _guard  # noqa: PLW0603
+    global _current, _guard
     if _current is not None:
         atexit.unregister(_current.close)
     _current, _guard = None, threading.Lock()

@@ -26,7 +26,12 @@ from nbllm.errors import ConfigError, UntrustedConfigError
 
 __all__ = ["ConfigManager", "ProviderSettings", "Secret", "origin"]
 
-DEFAULTS: Final[Mapping[str, Any]] = {"max_tokens": 4000, "temperature": 0.0, "timeout": 300.0, "display": "auto"}
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "max_tokens": 4000,
+    "temperature": 0.0,
+    "timeout": 300.0,
+    "display": "auto",
+}
 
 PROJECT_MAY_SET: Final = frozenset({"provider", "model", "max_tokens", "temperature", "aliases"})
 PROJECT_MAY_SET_OF_A_PROVIDER: Final = frozenset({"model", "max_tokens", "temperature"})
@@ -226,18 +231,17 @@ class ConfigManager:
 
     def key(self, name: str, variables: tuple[str, ...] = ()) -> Secret | None:
         """The provider's key: runtime, then environment, then keyring, then the user's file."""
-        own = self._of_provider(name, "runtime").get("api_key")
-        if own:
-            return Secret(own)
+        if own := self._of_provider(name, "runtime").get("api_key"):
+            return Secret(str(own))
         named = self.provider(name).get("api_key_env")
         for variable in (*([named] if named else []), *variables):
             if value := self.environ.get(variable, "").strip():
                 return Secret(value)
-        if value := _from_keyring(name):
-            return Secret(value)
+        if ringed := _from_keyring(name):
+            return Secret(ringed)
         for layer in ("project", "user"):
-            if value := self._of_provider(name, layer).get("api_key"):
-                return Secret(value)
+            if own := self._of_provider(name, layer).get("api_key"):
+                return Secret(str(own))
         return None
 
     @property
@@ -267,7 +271,8 @@ class ConfigManager:
                     found[name] = kinds[-1](text)
                 except ValueError as exc:
                     raise ConfigError(
-                        f"NBLLM_{name.upper()} must be {kinds[-1].__name__}, not {text!r}.", action="Correct it."
+                        f"NBLLM_{name.upper()} must be {kinds[-1].__name__}, not {text!r}.",
+                        action="Correct it.",
                     ) from exc
         return found
 
@@ -313,7 +318,8 @@ def _check(settings: Mapping[str, Any], where: str) -> None:
     for name, value in settings.items():
         if name not in TYPES:
             raise ConfigError(
-                f"{where}: there is no setting {name!r}.", action=f"The settings are: {', '.join(sorted(TYPES))}."
+                f"{where}: there is no setting {name!r}.",
+                action=f"The settings are: {', '.join(sorted(TYPES))}.",
             )
         if not isinstance(value, TYPES[name]) or isinstance(value, bool):
             wanted = " or ".join(kind.__name__ for kind in TYPES[name])
@@ -374,6 +380,7 @@ def _from_keyring(name: str) -> str | None:
     except ImportError:  # the extra is optional; without it there is no keyring to ask
         return None
     try:
-        return keyring.get_password("nbllm", name)
+        found: str | None = keyring.get_password("nbllm", name)
     except keyring.errors.KeyringError:  # locked, or none on this machine: as good as no key there
         return None
+    return found

@@ -109,7 +109,8 @@ class MissingExtraError(NbllmError, ImportError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(
-            f"{library} is not installed.", action=f"Run: pip install 'nbllm[{extra}]', then restart the kernel."
+            f"{library} is not installed.",
+            action=f"Run: pip install 'nbllm[{extra}]', then restart the kernel.",
         )
         self.library = library
         self.extra = extra
@@ -222,7 +223,7 @@ class ServerError(ProviderError):
     retry_after: float | None = None
 
 
-class ConnectionError(ProviderError, builtins.ConnectionError):
+class ConnectionError(ProviderError, builtins.ConnectionError):  # noqa: A001 - it is one, too
     """No connection could be made, or it broke.
 
     Attributes:
@@ -233,7 +234,7 @@ class ConnectionError(ProviderError, builtins.ConnectionError):
     phase: Phase = "connect"
 
 
-class TimeoutError(ProviderError, builtins.TimeoutError):
+class TimeoutError(ProviderError, builtins.TimeoutError):  # noqa: A001 - it is one, too
     """No answer in time.
 
     Attributes:

@@ -80,13 +80,12 @@ class ProviderManager:
     def __init__(self, config_manager: ConfigManager | None = None) -> None:
         self.config = config_manager or ConfigManager()
         self._models: dict[str, str] = {}
-        self._provider = ""
+        self._current: str | None = None
         self._slots: dict[str, _Slot] = {}
         self._owner: BackgroundLoop | None = None
-        self._lock: asyncio.Lock | None = None
+        self._switching = asyncio.Lock()
         self._refused: dict[tuple[str, str | None, str], frozenset[str]] = {}
         self._observers: list[Callable[[Change], None]] = []
-        self._default()
 
     @classmethod
     async def create(cls, config_manager: ConfigManager | None = None) -> Self:
@@ -253,9 +252,8 @@ class ProviderManager:
         except asyncio.CancelledError:
             answer.cancel()
             raise
-        error = answer._record.error
-        if error is not None and not answer.text:
-            raise error
+        if answer.state == "failed" and not answer.text:
+            await answer  # raises what went wrong before the answer began
         return answer
 
     def start(
@@ -328,18 +326,25 @@ class ProviderManager:
         """The background loop; after a fork a new one, and then the parent's clients are let go unclosed."""
         loop = background_loop()
         if self._owner is not loop:
-            self._owner, self._lock, self._slots = loop, asyncio.Lock(), {}
+            self._owner, self._switching, self._slots = loop, asyncio.Lock(), {}
         return loop
 
-    def _default(self) -> None:
-        model, provider = self.config.get("model"), self.config.get("provider")
-        if provider is None:
-            ready = (name for name, spec in registry().items() if not spec.local and self.has_key(name))
-            provider = next(ready, "huggingface")
-        self._provider = self._spec(provider).name
-        if model is not None:
-            self._provider, name = self.resolve(model)
-            self._models[self._provider] = name
+    @property
+    def _provider(self) -> str:
+        """The current provider; by default the configured one, the first with a key, or the local one.
+
+        Found out when it is first asked for: looking for keys may ask the keyring, which takes its time to import.
+        """
+        if self._current is None:
+            model, provider = self.config.get("model"), self.config.get("provider")
+            if provider is None:
+                ready = (name for name, spec in registry().items() if not spec.local and self.has_key(name))
+                provider = next(ready, "huggingface")
+            self._current = self._spec(provider).name
+            if model is not None:
+                self._current, name = self.resolve(model)
+                self._models.setdefault(self._current, name)
+        return self._current
 
     def _model_of(self, provider: str) -> str:
         configured: str | None = self._models.get(provider) or self.config.provider(provider).get("model")
@@ -356,9 +361,7 @@ class ProviderManager:
         return spec
 
     def _settings(self, spec: ProviderSpec) -> ProviderSettings:
-        return self.config.settings(
-            spec.name, key_variables=spec.key_variables, url_variables=spec.url_variables
-        )
+        return self.config.settings(spec.name, key_variables=spec.key_variables, url_variables=spec.url_variables)
 
     def _notify(self) -> None:
         change = self.current()
@@ -369,11 +372,10 @@ class ProviderManager:
                 self.config.logger.exception("an observer of the manager failed")
 
     async def _switch(self, spec: ProviderSpec, model: str | None) -> None:
-        assert self._lock is not None
-        async with self._lock:
+        async with self._switching:
             await self._slot(spec)
             before = self._provider
-            self._provider = spec.name
+            self._current = spec.name
             if model is not None:
                 self._models[spec.name] = model
             old = self._slots.pop(before, None) if before != spec.name else None
@@ -413,7 +415,7 @@ class ProviderManager:
     ) -> Request:
         provider, name = self.resolve(model)
         own = self.config.provider(provider)
-        given = {"max_tokens": max_tokens, "temperature": temperature}
+        given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         explicit = frozenset(key for key, value in given.items() if value is not None)
         for key, value in given.items():
             if value is None:
@@ -459,7 +461,6 @@ class ProviderManager:
         opened: concurrent.futures.Future[None],
     ) -> None:
         """Run one streaming call to its end, whatever that is; its errors go to the reader, not to the task."""
-
         loop = asyncio.get_running_loop()
         pending: list[Event] = []
 
@@ -492,7 +493,7 @@ class ProviderManager:
             exc.text = record.text
             record.end("incomplete", exc)
             channel.close(exc)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is the reader's
             flush()
             record.end("failed", exc)
             channel.close(exc)
@@ -537,7 +538,10 @@ class ProviderManager:
                     raise
                 else:
                     self.config.logger.debug(
-                        "%s:%s answered in %.2f s", request.provider, request.model, time.monotonic() - started
+                        "%s:%s answered in %.2f s",
+                        request.provider,
+                        request.model,
+                        time.monotonic() - started,
                     )
                     return result
 
@@ -557,8 +561,8 @@ async def _name_the_closest(provider: Provider, error: errors.ModelNotFoundError
 
 def _messages(messages: Messages) -> tuple[Message, ...]:
     if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
+        messages = (Message("user", messages),)
+    elif isinstance(messages, Mapping) or not isinstance(messages, Sequence):
         raise errors.UsageError(
             f"messages is a {type(messages).__name__}.",
             action='Give a prompt, or a list such as [{"role": "user", "content": "…"}].',
@@ -569,7 +573,7 @@ def _messages(messages: Messages) -> tuple[Message, ...]:
     return found
 
 
-def _message(index: int, message: Mapping[str, Any] | Message) -> Message:
+def _message(index: int, message: object) -> Message:
     if isinstance(message, Message):
         return message
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
@@ -604,5 +608,3 @@ def _text_of(chunk: Any) -> str:
     delta = chunk.get("delta")
     inner = delta.get("text") if isinstance(delta, Mapping) else None
     return str(inner or chunk.get("text") or chunk.get("content") or "")
-
-

@@ -40,7 +40,6 @@ class LLM(Configurable):
         self.manager = manager or ProviderManager()
         with self._mirror():
             super().__init__(**kwargs)
-        self._take(self.manager.current())
         self.manager.observe(self._changed)
         with contextlib.suppress(RuntimeError):  # without a running loop, as in a terminal, there is none to hop to
             self._loop = asyncio.get_running_loop()
@@ -59,6 +58,26 @@ class LLM(Configurable):
         system = self.system if system is None else system
         opening = [Message("system", system)] if system else []
         return [*opening, Message("user", prompt)]
+
+    @traitlets.default("provider")
+    def _provider(self) -> str:
+        return self.manager.get_current_provider()
+
+    @traitlets.default("model")
+    def _model(self) -> str:
+        return self.manager.get_current_model()
+
+    @traitlets.default("max_tokens")
+    def _max_tokens(self) -> int:
+        return self.manager.current().max_tokens
+
+    @traitlets.default("temperature")
+    def _temperature(self) -> float:
+        return self.manager.current().temperature
+
+    @traitlets.default("system")
+    def _system(self) -> str | None:
+        return self.manager.current().system
 
     @traitlets.validate("provider", "model", "max_tokens", "temperature", "system")
     def _set(self, proposal: traitlets.Bunch) -> Any:
@@ -170,7 +189,5 @@ def ask(
     """
     session = get_session()
     messages: Messages = session.messages(prompt, system) if isinstance(prompt, str) else prompt
-    answer = session.manager.start(
-        messages, model, max_tokens=max_tokens, temperature=temperature, **provider_options
-    )
+    answer = session.manager.start(messages, model, max_tokens=max_tokens, temperature=temperature, **provider_options)
     return answer if stream else background_loop().run(answer.collect())

@@ -67,14 +67,18 @@ def test_aliases_and_provider_tables_are_merged(tmp_path: Path) -> None:
 
 
 def test_a_project_file_cannot_redirect_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A cloned repository's file may set models, parameters and aliases; URLs, keys, proxies and the rest are ignored."""
+    """A cloned repository's file may set models, parameters and aliases; URLs, keys, proxies, the rest are ignored."""
     with caplog.at_level(logging.WARNING, "nbllm"):
         config = manager(tmp_path, project=HOSTILE, OPENAI_API_KEY="sk-mine", AWS_SECRET_ACCESS_KEY="aws-mine")
     settings = config.settings("openai", key_variables=("OPENAI_API_KEY",))
     assert settings.base_url is None
     assert settings.api_key == Secret("sk-mine")
     assert settings.extra == {"model": "gpt-5.4"}
-    assert (config.get("model"), config.get("temperature"), config.get("system")) == ("openai:gpt-5.4-mini", 0.5, None)
+    assert (config.get("model"), config.get("temperature"), config.get("system")) == (
+        "openai:gpt-5.4-mini",
+        0.5,
+        None,
+    )
     assert config.aliases == {"fast": "openai:gpt-5.4-nano"}
     assert set(config.ignored) == {
         "system", "timeout", "providers.openai.base_url", "providers.openai.api_key_env",
@@ -144,9 +148,7 @@ def test_base_urls_come_from_every_layer(tmp_path: Path) -> None:
     assert runtime.settings("openai").api_key == Secret("k")
 
 
-def test_keys_come_from_environment_before_keyring_before_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_come_from_environment_before_keyring_before_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment wins over the keyring, and that over the user's file."""
     keyring = pytest.importorskip("keyring")
     from keyring.backend import KeyringBackend

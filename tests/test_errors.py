@@ -13,7 +13,9 @@ from nbllm.errors import NbllmError, ProviderError
 def test_every_error_is_public_and_in_the_drawn_tree() -> None:
     """The docstring draws exactly the classes that the module exports, each below its base."""
     drawn = re.findall(r"(\w+Error)\b(?=  |\n)", errors.__doc__.split("Each carries")[0])
-    classes = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, NbllmError)}
+    classes = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, NbllmError)
+    }
     assert set(drawn) == classes == set(errors.__all__)
 
 

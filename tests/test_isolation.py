@@ -37,9 +37,7 @@ def test_keys_and_configuration_are_gone(tmp_path: Path) -> None:
         "PYTHONPATH": "/x",
     }
     env = isolation.environment(before, tmp_path, "mark")
-    assert {"OPENAI_API_KEY", "HF_TOKEN", "NBLLM_OPENAI_BASE_URL", "https_proxy", "JUPYTER_PATH"}.isdisjoint(
-        env
-    )
+    assert {"OPENAI_API_KEY", "HF_TOKEN", "NBLLM_OPENAI_BASE_URL", "https_proxy", "JUPYTER_PATH"}.isdisjoint(env)
     assert (env["NBLLM_SCREENSHOTS"], env["LANG"]) == ("/pictures", "C.UTF-8")
     assert env["HOME"].startswith(str(tmp_path))
     assert env["PYTHONPATH"].split(os.pathsep) == [str(isolation.GUARD), "/x"]
@@ -129,18 +127,14 @@ def test_a_sitecustomize_of_the_machine_still_runs(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('the other one')")
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)])
     env = isolation.child_environment(PYTHONPATH=path)
-    done = subprocess.run(
-        [sys.executable, "-c", ""], env=env, capture_output=True, text=True, check=True, timeout=30
-    )
+    done = subprocess.run([sys.executable, "-c", ""], env=env, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "the other one\n"
 
 
 def test_coverage_is_measured_in_children(tmp_path: Path) -> None:
     """With COVERAGE_PROCESS_START a child measures itself, the guard notwithstanding."""
     pytest.importorskip("coverage")
-    (tmp_path / "rc").write_text(
-        f"[run]\ndata_file = {tmp_path}/data\nparallel = true\nsource = {tmp_path}\n"
-    )
+    (tmp_path / "rc").write_text(f"[run]\ndata_file = {tmp_path}/data\nparallel = true\nsource = {tmp_path}\n")
     (tmp_path / "measured.py").write_text("x = 1\n")
     env = isolation.child_environment(COVERAGE_PROCESS_START=str(tmp_path / "rc"))
     subprocess.run([sys.executable, "measured.py"], env=env, cwd=tmp_path, check=True, timeout=30)
@@ -188,9 +182,7 @@ def test_session_fails_where_something_is_left(tmp_path: Path, code: str, status
         str(tests),
         str(tests),
     ]
-    done = subprocess.run(
-        command, env=env, cwd=tests, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, env=env, cwd=tests, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     assert says in done.stdout
 

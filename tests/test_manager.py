@@ -56,7 +56,9 @@ def test_switching_is_all_or_nothing(wire: Wire) -> None:
     """A switch that fails leaves the old provider current and usable, and says what to do."""
 
     async def main() -> None:
-        async with await ProviderManager.create(ConfigManager(environ={"NBLLM_OPENAI_BASE_URL": f"{wire.url}/v1"})) as own:
+        async with await ProviderManager.create(
+            ConfigManager(environ={"NBLLM_OPENAI_BASE_URL": f"{wire.url}/v1"})
+        ) as own:
             await own.set_model("openai:ok")
             with pytest.raises(errors.ConfigError, match="There is no provider 'opnai'") as caught:
                 await own.switch_llm_provider("opnai")

@@ -117,7 +117,7 @@ class WidgetView:
         from IPython.display import display
 
         self._widget = _widget_class()(stop=stream.cancel)
-        self._handle = display(self._widget, display_id=True)
+        self._handle: Any = display(self._widget, display_id=True)  # type: ignore[no-untyped-call]
 
     def push(self, text: str) -> None:
         self._widget.push(text)
@@ -157,7 +157,7 @@ def _widget_class() -> Any:
         _css = here / "answer.css"
         key = traitlets.Unicode().tag(sync=True)
         own_id = traitlets.Unicode().tag(sync=True)
-        snapshot = traitlets.Dict({"text": "", "at": 0}).tag(sync=True)
+        snapshot: Any = traitlets.Dict({"text": "", "at": 0}).tag(sync=True)
         final = traitlets.Any(None).tag(sync=True)
         blocking = traitlets.Bool(True).tag(sync=True)
 
@@ -171,7 +171,7 @@ def _widget_class() -> Any:
             if hasattr(self.comm, "_reply_subshell_for"):
                 # ipykernel 7.4 pins the messages of a comm that a cell made to the main shell, where they wait
                 # until the cell ends; a click on Stop is for now, and only cancels.
-                self.comm._reply_subshell_for = lambda data, default: default
+                self.comm._reply_subshell_for = lambda data, default: default  # noqa: SLF001 - there is no public way
 
         def push(self, text: str) -> None:
             """Send what is new; the whole of it each time it has doubled, so that a reloaded page has it too."""
@@ -199,4 +199,3 @@ def _widget_class() -> Any:
 
     _class = AnswerWidget
     return _class
-

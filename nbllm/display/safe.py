@@ -108,9 +108,7 @@ _TABLE = re.compile(r"^[ >]*+\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-*+:?[ \t]*+)
 _SPECIAL = re.compile(r"[\\`$<\[\]!@]|~{3,}")
 _ENVIRONMENT = re.compile(r"begin\{([A-Za-z]{1,20}\*?)\}")
 # Commands by which TeX reaches for links, styles and files. MathJax's Safe mode and KaTeX refuse the worst.
-_TEX_REACH = re.compile(
-    r"\\(?=(?:href|url|style|class|cssId|require|include\w*|html\w*|data|unicode)(?![A-Za-z]))"
-)
+_TEX_REACH = re.compile(r"\\(?=(?:href|url|style|class|cssId|require|include\w*|html\w*|data|unicode)(?![A-Za-z]))")
 
 
 def _entity(char: str) -> str:
@@ -220,9 +218,7 @@ class _References:
 class _Inline:
     """Rewrites the inline text of one run of non-blank lines (no fence in it). Linear in its length."""
 
-    def __init__(
-        self, text: str, references: _References, *, lone_dollar: bool, in_link: bool = False
-    ) -> None:
+    def __init__(self, text: str, references: _References, *, lone_dollar: bool, in_link: bool = False) -> None:
         self.text = text
         self.references = references
         self.lone_dollar = lone_dollar
@@ -431,9 +427,7 @@ class _Inline:
 
     def _at(self, at: int) -> int:
         # JupyterLab keeps its place in `@@0@@` marks, and fails to render where one has no number of its own.
-        self.out.append(
-            "&#64;" if self.text[at - 1 : at] == "@" or self.text[at + 1 : at + 2] == "@" else "@"
-        )
+        self.out.append("&#64;" if self.text[at - 1 : at] == "@" or self.text[at + 1 : at + 2] == "@" else "@")
         return at + 1
 
     def _tildes(self, at: int) -> int:
@@ -486,10 +480,7 @@ def _is_shifted_in_lists(code: str) -> bool:
     indentation is taken off, so that the lines of a shell script come back shifted.
     """
     first, last = code.find("$"), code.rfind("$")
-    return (
-        "\n" in code[first:last]
-        or re.search(r"\\begin\{[a-z]*\*?\}[^\n]*\n", code, re.IGNORECASE) is not None
-    )
+    return "\n" in code[first:last] or re.search(r"\\begin\{[a-z]*\*?\}[^\n]*\n", code, re.IGNORECASE) is not None
 
 
 @dataclass(slots=True)
@@ -655,9 +646,7 @@ def safe_markdown(text: str) -> str:
         part if isinstance(part, _Fence) else references.take(part)
         for part in _Blocks(safe_text(text).split("\n")).cut()
     ]
-    dollars = sum(
-        len(re.findall(r"\$|\\[(\[]", line)) for part in parts if isinstance(part, list) for line in part
-    )
+    dollars = sum(len(re.findall(r"\$|\\[(\[]", line)) for part in parts if isinstance(part, list) for line in part)
     rows: list[str] = []
     apart = False  # whether the last thing written wants a blank line after it
     for part in parts:

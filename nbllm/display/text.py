@@ -18,7 +18,8 @@ class OutputView:
         from IPython.display import display
 
         self.interval = 0.1
-        self._handle = display({"text/markdown": "…", "text/plain": "…"}, raw=True, display_id=True)
+        waiting = {"text/markdown": "…", "text/plain": "…"}
+        self._handle: Any = display(waiting, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def push(self, text: str) -> None:
         # Each redraw sends the whole text: the longer it is, the rarer, so that all of them stay within bounds.

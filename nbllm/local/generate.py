@@ -192,7 +192,8 @@ def _inputs(resident: Resident, request: Request) -> Any:
 
     if any(message.attachments for message in request.messages):
         raise InvalidRequestError(
-            f"{request.model} is used as a text model.", action="Leave out the attachment, or use another model."
+            f"{request.model} is used as a text model.",
+            action="Leave out the attachment, or use another model.",
         )
     try:
         return resident.tokenizer.apply_chat_template(

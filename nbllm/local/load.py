@@ -142,9 +142,7 @@ def _complete(repo: Any) -> bool:
 
 def _load(name: str, source: Path | str, quantization: str) -> Resident:
     if quantization != "none":
-        raise ModelLoadError(
-            f"The quantization {quantization!r} is not known.", action='Use quantization="none".'
-        )
+        raise ModelLoadError(f"The quantization {quantization!r} is not known.", action='Use quantization="none".')
     torch, transformers = _libraries()
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     # On a CPU bfloat16 was measured slower than float32.
@@ -213,9 +211,15 @@ def _translated(name: str) -> Iterator[None]:
         kinds = tuple(type(cause) for cause in causes)
         said = " ".join(str(exc).split())
         if any(issubclass(kind, hub.GatedRepoError) for kind in kinds):
-            message, action = f"{name} is gated.", f"Ask for access at https://huggingface.co/{name}, set HF_TOKEN."
+            message, action = (
+                f"{name} is gated.",
+                f"Ask for access at https://huggingface.co/{name}, set HF_TOKEN.",
+            )
         elif any(issubclass(kind, hub.RepositoryNotFoundError) for kind in kinds):
-            message, action = f"The Hub has no model {name}.", "Check its name, or set HF_TOKEN if it is private."
+            message, action = (
+                f"The Hub has no model {name}.",
+                "Check its name, or set HF_TOKEN if it is private.",
+            )
         elif any(issubclass(kind, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) for kind in kinds):
             offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
             message = f"{name} is not on this machine, and the Hub {'is turned off' if offline else 'does not answer'}."
@@ -224,9 +228,10 @@ def _translated(name: str) -> Iterator[None]:
             message = f"{name} has no weights as safetensors, and nbllm loads no pickle files."
             action = "Use a version of it that has .safetensors files."
         elif "trust_remote_code" in said:
-            message, action = f"{name} needs code of its own repository, which nbllm does not run.", "Use another."
-        elif isinstance(exc, (OSError, ValueError, KeyError, RuntimeError, ImportError)):
-            message, action = f"{name} cannot be loaded: {said[:300]}", "Check the folder or the Hub id."
+            message, action = (
+                f"{name} needs code of its own repository, which nbllm does not run.",
+                "Use another.",
+            )
         else:
-            raise
+            message, action = f"{name} cannot be loaded: {said[:300]}", "Check the folder or the Hub id."
         raise ModelLoadError(message, action=action) from exc

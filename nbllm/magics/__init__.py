@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -19,8 +19,11 @@ def register(shell: InteractiveShell) -> None:
     if _with_a_body not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.insert(0, _with_a_body)
     session = get_session()
-    if session not in shell.configurables:
-        shell.configurables.append(session)
+    configurables: list[Any] = shell.configurables  # IPython's annotation names only its own
+    if session not in configurables:
+        configurables.append(session)
+        if "LLM" in shell.config:  # set in the user's ipython_config.py
+            session.update_config(shell.config)
 
 
 def unregister(shell: InteractiveShell) -> None:
@@ -32,7 +35,8 @@ def unregister(shell: InteractiveShell) -> None:
     shell.magics_manager.registry.pop("LLMMagics", None)
     if _with_a_body in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_with_a_body)
-    shell.configurables[:] = [known for known in shell.configurables if known is not get_session()]
+    configurables: list[Any] = shell.configurables
+    configurables[:] = [known for known in configurables if known is not get_session()]
 
 
 def _with_a_body(lines: list[str]) -> list[str]:

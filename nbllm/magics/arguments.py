@@ -49,7 +49,12 @@ def cell_parser() -> _Parser:
     parser.add_argument("-n", "--max-tokens", metavar="MAX", type=_number(int), help="the most tokens to answer with")
     parser.add_argument("-o", "--output", metavar="NAME", type=_name, help="put the answer into this variable")
     parser.add_argument(
-        "-m", "--model-options", metavar="JSON", type=_json, default={}, help='the provider\'s own options: \'{"seed": 1}\''
+        "-m",
+        "--model-options",
+        metavar="JSON",
+        type=_json,
+        default={},
+        help="the provider's own options: '{\"seed\": 1}'",
     )
     parser.add_argument("--raw", action="store_true", help="fill in no {variables}")
     return parser

@@ -32,7 +32,7 @@ class Command:
     run: Callable[..., Any]
 
 
-def run_command(shell: Any, line: str) -> Any:
+def run_command(line: str) -> Any:
     """Run `%llm LINE`.
 
     Raises:
@@ -63,7 +63,7 @@ def _use(model: str) -> None:
 def _status() -> Table:
     session = get_session()
     config = session.manager.config
-    rows = [
+    rows: list[list[Any]] = [
         ["provider", session.provider],
         ["model", session.model],
         ["max_tokens", session.max_tokens],
@@ -92,7 +92,11 @@ def _models(provider: str | None = None) -> Table:
     models = background_loop().run(session.manager.models(provider))
     current = (session.provider, session.model)
     rows = [
-        [f"{model.provider}:{model.id}", model.context_window or "", "current" if (model.provider, model.id) == current else ""]
+        [
+            f"{model.provider}:{model.id}",
+            model.context_window or "",
+            "current" if (model.provider, model.id) == current else "",
+        ]
         for model in sorted(models, key=lambda model: model.id)
     ]
     return Table(["model", "context window", ""], rows, note="Switch with: %llm use MODEL")
@@ -104,7 +108,11 @@ def _providers() -> Table:
         [
             name,
             spec.label,
-            "runs here" if spec.local else "key found" if session.manager.has_key(name) else f"set {spec.key_variables[0]}",
+            "runs here"
+            if spec.local
+            else "key found"
+            if session.manager.has_key(name)
+            else f"set {spec.key_variables[0]}",
             "current" if name == session.provider else "",
         ]
         for name, spec in registry().items()

@@ -18,8 +18,8 @@ __all__ = ["LLMMagics"]
 class LLMMagics(Magics):
     """The magics `%llm` and `%%llm`."""
 
-    @no_var_expand  # type: ignore[untyped-decorator]  # IPython would evaluate what stands in braces, calls included
-    @line_cell_magic  # type: ignore[untyped-decorator]  # IPython's decorators are untyped
+    @no_var_expand  # IPython would evaluate what stands in braces, calls included
+    @line_cell_magic
     def llm(self, line: str, cell: str | None = None) -> Any:
         """Ask a language model, or command nbllm.
 
@@ -27,7 +27,7 @@ class LLMMagics(Magics):
         `%llm COMMAND` commands; see `%llm help`.
         """
         try:
-            return run_command(self.shell, line) if cell is None else self._ask(line, cell)
+            return run_command(line) if cell is None else self._ask(line, cell)
         except HelpShown as shown:
             print(str(shown).rstrip())
             return None
@@ -42,12 +42,14 @@ class LLMMagics(Magics):
         from nbllm.magics.interpolate import interpolate
 
         session = get_session()
-        prompt, hints = cell.strip("\n"), ()
+        shell = self.shell
+        assert shell is not None  # noqa: S101 - a registered magic has its shell
+        prompt = cell.strip("\n")
         if not arguments.raw:
-            filled = interpolate(prompt, self.shell.user_ns)
-            prompt, hints = filled.text, tuple(filled.hints)
-        for hint in hints:
-            print(hint)
+            filled = interpolate(prompt, shell.user_ns)
+            prompt = filled.text
+            for hint in filled.hints:
+                print(hint)
         stream = session.manager.start(
             session.messages(prompt, arguments.system),
             arguments.model,
@@ -55,6 +57,6 @@ class LLMMagics(Magics):
             temperature=arguments.temperature,
             **arguments.model_options,
         )
-        response = follow(stream, open_view(self.shell, stream))
+        response = follow(stream, open_view(shell, stream))
         if arguments.output:
-            self.shell.user_ns[arguments.output] = response
+            shell.user_ns[arguments.output] = response

@@ -73,7 +73,7 @@ def registry() -> dict[str, ProviderSpec]:
     for entry in entry_points(group="nbllm.providers"):
         try:
             spec = entry.load()
-        except Exception:  # noqa: BLE001 - somebody else's package must not take nbllm down with it
+        except Exception:
             logger.exception("the provider %s of %s cannot be loaded", entry.name, entry.value)
             continue
         if not isinstance(spec, ProviderSpec) or spec.name in found:

@@ -74,7 +74,7 @@ class Provider(abc.ABC):
 
     async def aclose(self) -> None:
         """Close the client."""
-        return None
+        return
 
     async def stream(self, request: Request, emit: Emit, opened: Callable[[], None]) -> None:
         """Stream an answer.
@@ -104,7 +104,7 @@ class Provider(abc.ABC):
                     elif isinstance(event, Finish):
                         finished = True
                 emit(batch)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
             raise self._translated(exc, request, phase) from _cause(exc)
         finally:
             if stream is not None:
@@ -121,14 +121,14 @@ class Provider(abc.ABC):
         """The whole answer by the provider's own call without streaming, errors in our terms."""
         try:
             return await self.complete(request)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
             raise self._translated(exc, request, "open") from _cause(exc)
 
     async def list_models(self) -> list[ModelInfo]:
         """The live list of models, errors in our terms."""
         try:
             return await self.models()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
             raise self._translated(exc, None, "open") from _cause(exc)
 
     def _translated(self, exc: Exception, request: Request | None, phase: Phase) -> Exception:

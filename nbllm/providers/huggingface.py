@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from nbllm.errors import Phase, ProviderError, ServerError
+from nbllm.errors import InvalidRequestError, Phase, ProviderError, ServerError
 from nbllm.local.generate import Generation
 from nbllm.local.load import cached, registry
 from nbllm.providers.base import Provider
@@ -61,6 +61,9 @@ class HuggingFaceProvider(Provider):
     def map_error(self, exc: Exception, request: Request | None, phase: Phase) -> ProviderError | None:
         if "out of memory" in str(exc).lower():
             return ServerError(
-                "The machine ran out of memory.", action="Use a smaller model, a shorter prompt or fewer max_tokens."
+                "The machine ran out of memory.",
+                action="Use a smaller model, a shorter prompt or fewer max_tokens.",
             )
+        if isinstance(exc, (ValueError, TypeError)):
+            return InvalidRequestError(f"The model refused: {exc}.", action="Correct the option that it names.")
         return None

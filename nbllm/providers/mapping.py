@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import email.utils
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +13,6 @@ from nbllm import errors
 from nbllm.errors import Phase, ProviderError
 
 __all__ = ["Failure", "connection_error", "error_for", "model_not_found", "retry_after", "timeout_error"]
-
-_CONTEXT: Final = ("context_length", "context length", "context window", "maximum context", "too many tokens")
-_FILTER: Final = ("content_filter", "content_policy", "content management policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +40,67 @@ class Failure:
     base_url: str = ""
 
 
+_Rule = tuple[Callable[[int, str], bool], type[ProviderError], str]
+
+
+def _says(*words: str) -> Callable[[int, str], bool]:
+    return lambda status, text: any(word in text for word in words)
+
+
+def _is(*statuses: int) -> Callable[[int, str], bool]:
+    return lambda status, text: status in statuses
+
+
+_RULES: Final[tuple[_Rule, ...]] = (
+    (_is(401), errors.AuthenticationError, "Set {key_variable} to a valid key, then run it again."),
+    (
+        lambda status, text: status == 402 or "insufficient_quota" in text,
+        errors.QuotaExceededError,
+        "Add credit to the {label} account, or use another model.",
+    ),
+    (_is(429), errors.RateLimitError, "Wait a moment and run it again, or use another model."),
+    (_is(403), errors.PermissionDeniedError, "Check what this key and its project may use."),
+    (
+        _says("context_length", "context length", "context window", "maximum context", "too many tokens"),
+        errors.ContextLengthError,
+        "Shorten the prompt, lower max_tokens, or use a larger model.",
+    ),
+    (
+        _says("content_filter", "content_policy", "content management policy"),
+        errors.ContentFilterError,
+        "Reword the prompt.",
+    ),
+    (
+        lambda status, text: status == 404 and "model" in text,
+        errors.ModelNotFoundError,
+        "Run %llm models to see what there is.",
+    ),
+    (_is(404), errors.InvalidRequestError, "Check the base URL, {base_url}."),
+    (
+        lambda status, text: status in (503, 529) or "overloaded" in text,
+        errors.OverloadedError,
+        "Run it again in a while, or use another model.",
+    ),
+    (lambda status, text: 400 <= status < 500, errors.InvalidRequestError, "Correct the request."),
+    (
+        lambda status, text: True,
+        errors.ServerError,
+        "Run it again; if it stays so, look at the provider's status page.",
+    ),
+)
+"""Status and words to error and action; the first that fits counts, so the most specific come first."""
+
+
 def error_for(failure: Failure, *, model: str | None = None) -> ProviderError:
-    """The error that a refusal means; the most specific wins."""
-    status, said = failure.status, _sentence(failure.message)
+    """The error that a refusal means."""
     text = f"{failure.code} {failure.message}".lower()
-    kind: type[ProviderError]
-    if status == 401:
-        kind, action = errors.AuthenticationError, f"Set {failure.key_variable} to a valid key, then run it again."
-    elif "insufficient_quota" in text or status == 402:
-        kind, action = errors.QuotaExceededError, f"Add credit to the {failure.label} account, or use another model."
-    elif status == 429:
-        kind, action = errors.RateLimitError, "Wait a moment and run it again, or use another model."
-    elif status == 403:
-        kind, action = errors.PermissionDeniedError, "Check what this key and its project may use."
-    elif any(word in text for word in _CONTEXT):
-        kind, action = errors.ContextLengthError, "Shorten the prompt, lower max_tokens, or use a larger model."
-    elif any(word in text for word in _FILTER):
-        kind, action = errors.ContentFilterError, "Reword the prompt."
-    elif status == 404:
-        if model and "model" in text:
-            kind, action = errors.ModelNotFoundError, "Run %llm models to see what there is."
-        else:
-            kind, action = errors.InvalidRequestError, f"Check the base URL, {failure.base_url}."
-    elif status in (503, 529) or "overloaded" in text:
-        kind, action = errors.OverloadedError, "Run it again in a while, or use another model."
-    elif status is not None and status >= 500:
-        kind, action = errors.ServerError, "Run it again; if it stays so, look at the provider's status page."
-    elif status is not None and status >= 400:
-        kind = errors.InvalidRequestError
-        action = f"Change or leave out {failure.param}." if failure.param else "Correct the request."
-    else:
-        kind, action = errors.ServerError, "Run it again; if it stays so, look at the provider's status page."
+    kind, action = next((kind, action) for fits, kind, action in _RULES if fits(failure.status or 0, text))
+    if kind is errors.InvalidRequestError and failure.param:
+        action = f"Change or leave out {failure.param}."
+    fields = {"key_variable": failure.key_variable, "label": failure.label, "base_url": failure.base_url}
+    for name, value in fields.items():  # not str.format: what the provider says may hold braces
+        action = action.replace(f"{{{name}}}", value)
+    status, said = failure.status, _sentence(failure.message)
     number = f" ({status})" if status else ""
     headers = failure.headers or {}
     error = kind(

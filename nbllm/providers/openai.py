@@ -202,13 +202,13 @@ class OpenAIProvider(Provider):
         model = request.model if request else None
         if isinstance(exc, openai.APIStatusError):
             return self._error(exc.body, exc.response, model, fallback=exc.message)
+        cause = exc.__cause__ if isinstance(exc, openai.APIConnectionError) else exc  # the SDK's, or httpx2's own
+        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+            return mapping.connection_error(self.label, self.base_url, exc, "connect")
         if isinstance(exc, (openai.APITimeoutError, httpx2.TimeoutException)):
-            if isinstance(exc, httpx2.ConnectTimeout) or isinstance(exc.__cause__, httpx2.ConnectTimeout):
-                return mapping.connection_error(self.label, self.base_url, exc, "connect")
             return mapping.timeout_error(self.label, self.settings.timeout, phase)
         if isinstance(exc, (openai.APIConnectionError, httpx2.TransportError)):
-            refused = isinstance(exc, httpx2.ConnectError) or isinstance(exc.__cause__, httpx2.ConnectError)
-            return mapping.connection_error(self.label, self.base_url, exc, "connect" if refused else phase)
+            return mapping.connection_error(self.label, self.base_url, exc, phase)
         if isinstance(exc, openai.APIResponseValidationError):
             return errors.ResponseFormatError(
                 f"{self.label} sent an answer that is not of its protocol.",
@@ -267,7 +267,11 @@ def _parameters() -> frozenset[str]:
 
     from openai.resources.chat.completions import AsyncCompletions
 
-    return frozenset(inspect.signature(AsyncCompletions.create).parameters) - {"self", "stream", "stream_options"}
+    return frozenset(inspect.signature(AsyncCompletions.create).parameters) - {
+        "self",
+        "stream",
+        "stream_options",
+    }
 
 
 def _message(message: Message) -> dict[str, Any]:

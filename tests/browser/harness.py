@@ -61,9 +61,7 @@ class LabPage:
     def page(self) -> Page:
         """The page, loaded and restored."""
         if self._page is None:
-            context = self._browser.new_context(
-                viewport={"width": 1280, "height": 900}, accept_downloads=True
-            )
+            context = self._browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
             page = context.new_page()
             page.set_default_timeout(30_000)
             page.on("dialog", lambda dialog: dialog.accept())  # "leave this page?" at a reload
@@ -218,9 +216,7 @@ class Notebook:
 
     def cell_id(self, index: int) -> str:
         """The cell's id, which JupyterLab sends with each request."""
-        return str(
-            self.page.evaluate("i => jupyterapp.shell.currentWidget.content.widgets[i].model.id", index)
-        )
+        return str(self.page.evaluate("i => jupyterapp.shell.currentWidget.content.widgets[i].model.id", index))
 
     def __len__(self) -> int:
         return int(self.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets.length"))

@@ -42,27 +42,15 @@ ATTACKS = {
     "a definition whose title eats a fence": '[foo]: x "\n\n```\n"\n<script>window.__pwned=1</script>\n```',
     "a code span that marked does not see": "$ \\\\` $ <img src=x onerror=window.__pwned=1>`",
     "a code span that a table splits": "a | b\n-|-\n`x | <img src=x onerror=window.__pwned=1>` | y",
-    "a code span in a link's text": (
-        "[a `b](javascript:window.__pwned=1) <img src=x onerror=window.__pwned=1>`"
-    ),
+    "a code span in a link's text": ("[a `b](javascript:window.__pwned=1) <img src=x onerror=window.__pwned=1>`"),
     "an unclosed code span": "`a\n\n<img src=x onerror=window.__pwned=1>`",
     "a display in code that eats a fence": "Use `$$`.\n\n```html\n$$\n<script>window.__pwned=1</script>\n```",
     "a display that eats a fence": "$$\n\n```html\n$$\n<script>window.__pwned=1</script>\n```",
-    "a display closed at a line's start": (
-        "a $$\nb\n$$ c\n\n```html\n$$\n<script>window.__pwned=1</script>\n```"
-    ),
-    "a display closed by an escaped dollar": (
-        "\\[a\\\\]\n\n```html\n$$\n<script>window.__pwned=1</script>\n```"
-    ),
-    "two formulas that make a display": (
-        "\\(a\\)\\(b\\)\n\n```html\n$$\n<script>window.__pwned=1</script>\n```"
-    ),
-    "an environment that eats a fence": (
-        "\\begin{a}\n\n```html\n\\end{a}\n<script>window.__pwned=1</script>\n```"
-    ),
-    "an environment in a display": (
-        "$$ x\n\\begin{a} $$\n\n```html\n\\end{a}\n<script>window.__pwned=1</script>\n```"
-    ),
+    "a display closed at a line's start": ("a $$\nb\n$$ c\n\n```html\n$$\n<script>window.__pwned=1</script>\n```"),
+    "a display closed by an escaped dollar": ("\\[a\\\\]\n\n```html\n$$\n<script>window.__pwned=1</script>\n```"),
+    "two formulas that make a display": ("\\(a\\)\\(b\\)\n\n```html\n$$\n<script>window.__pwned=1</script>\n```"),
+    "an environment that eats a fence": ("\\begin{a}\n\n```html\n\\end{a}\n<script>window.__pwned=1</script>\n```"),
+    "an environment in a display": ("$$ x\n\\begin{a} $$\n\n```html\n\\end{a}\n<script>window.__pwned=1</script>\n```"),
     "math across a quoted fence": "> $a\n> ```html\n> $ <script>window.__pwned=1</script>\n> ```",
     "math that is none elsewhere": "$a<img src=x onerror=window.__pwned=1>$",
     "a formula with a link": "$\\href{javascript:window.__pwned=1}{a}$ $[a](javascript:window.__pwned=1)$",

@@ -153,9 +153,7 @@ def test_any_text_is_taken(text):
 
 def test_images_become_links():
     """An image's address shows, and is fetched only by a click."""
-    assert (
-        safe_markdown("![a plot](https://example.org/p.png)") == "[image: a plot](https://example.org/p.png)"
-    )
+    assert safe_markdown("![a plot](https://example.org/p.png)") == "[image: a plot](https://example.org/p.png)"
     for text in (
         "![a](https://x.org/p)",
         "![a][r]\n\n[r]: https://x.org/p",
@@ -265,9 +263,7 @@ def test_ordinary_markdown_is_unchanged(text):
 @pytest.mark.parametrize("text", UNCHANGED)
 def test_what_was_written_is_not_written_again(text):
     """A second application leaves the result of the first as it is."""
-    hostile = (
-        text + "\n\n`List<int>` costs $5 and $6, ![x](https://x.org/y) \\(a<b\\) <b>\n~~~x y\n$1\n~~~\nend"
-    )
+    hostile = text + "\n\n`List<int>` costs $5 and $6, ![x](https://x.org/y) \\(a<b\\) <b>\n~~~x y\n$1\n~~~\nend"
     once = safe_markdown(hostile)
     assert safe_markdown(once) == once
 
@@ -376,7 +372,5 @@ def test_import_is_light():
         "import sys; before = set(sys.modules); import nbllm.display.safe; "
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"IPython", "markdown_it", "mistune", "html", "ipywidgets"} & set(loaded)

@@ -47,9 +47,7 @@ def target(event: str, args: tuple[Any, ...]) -> object:
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = args[1]
         # A path or bytes is AF_UNIX, None a datagram socket that is connected already, a number netlink's.
-        return (
-            address[0] if isinstance(address, tuple) and address and not isinstance(address[0], int) else None
-        )
+        return address[0] if isinstance(address, tuple) and address and not isinstance(address[0], int) else None
     return args[0]
 
 

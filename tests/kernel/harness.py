@@ -91,9 +91,7 @@ class _Link(threading.Thread):
         self._lock = threading.Lock()
         self.start()
 
-    def _connect(
-        self, manager: KernelManager, channel: str, kind: int, identity: bytes | None
-    ) -> zmq.Socket[bytes]:
+    def _connect(self, manager: KernelManager, channel: str, kind: int, identity: bytes | None) -> zmq.Socket[bytes]:
         sock: zmq.Socket[bytes] = self._context.socket(kind)
         sock.linger = 0
         sock.rcvhwm = 0
@@ -332,9 +330,7 @@ class Kernel:
     def inspect(self, code: str, pos: int | None = None, timeout: float = 10) -> dict[str, Any]:
         """The content of an `inspect_reply`."""
         at = len(code) if pos is None else pos
-        return self.request(
-            "inspect_request", {"code": code, "cursor_pos": at, "detail_level": 0}, timeout=timeout
-        )
+        return self.request("inspect_request", {"code": code, "cursor_pos": at, "detail_level": 0}, timeout=timeout)
 
     def request(
         self, kind: str, content: dict[str, Any], channel: str = "shell", timeout: float = 10
@@ -355,9 +351,7 @@ class Kernel:
         """Create a subshell, as JupyterLab does for comms; returns its id."""
         return str(self.request("create_subshell_request", {}, "control")["subshell_id"])
 
-    def comm_send(
-        self, comm_id: str, data: Any, subshell: bool | str = False, buffers: tuple[bytes, ...] = ()
-    ) -> str:
+    def comm_send(self, comm_id: str, data: Any, subshell: bool | str = False, buffers: tuple[bytes, ...] = ()) -> str:
         """Send a widget's custom message, as a click does; returns the message's id.
 
         `subshell` True: on a subshell that all comms of this target share, created at the first message, as
@@ -398,9 +392,7 @@ class Kernel:
         assert comm is not None
         return comm
 
-    def wait(
-        self, predicate: Callable[[], object], timeout: float, what: Callable[[], str] = lambda: "change"
-    ) -> None:
+    def wait(self, predicate: Callable[[], object], timeout: float, what: Callable[[], str] = lambda: "change") -> None:
         """Wait until the predicate holds; it is looked at after each message from the kernel."""
         end = time.monotonic() + timeout
         with self.changed:

@@ -68,9 +68,7 @@ class Comm:
     @property
     def custom(self) -> list[Any]:
         """The contents of the custom messages that the widget sent."""
-        return [
-            m.content["data"]["content"] for m in self.messages if m.content["data"].get("method") == "custom"
-        ]
+        return [m.content["data"]["content"] for m in self.messages if m.content["data"].get("method") == "custom"]
 
 
 class Result:
@@ -127,9 +125,7 @@ class Result:
     @property
     def text(self) -> str:
         """All that a reader sees, as text: streams, the markdown or plain text of displays, tracebacks."""
-        return "".join(
-            o.text or str(o.data.get("text/markdown", o.data.get("text/plain", ""))) for o in self.outputs
-        )
+        return "".join(o.text or str(o.data.get("text/markdown", o.data.get("text/plain", ""))) for o in self.outputs)
 
     @property
     def value(self) -> Any:
@@ -181,6 +177,4 @@ class Result:
             self.outputs.append(Output("error", text=ANSI.sub("", "\n".join(content["traceback"]))))
         else:
             display_id = content.get("transient", {}).get("display_id")
-            self.outputs.append(
-                Output(message.type, content["data"], content["metadata"], display_id=display_id)
-            )
+            self.outputs.append(Output(message.type, content["data"], content["metadata"], display_id=display_id))

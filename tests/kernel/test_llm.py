@@ -102,7 +102,7 @@ def test_a_view_that_missed_something_asks_for_it(shell: Kernel, server: Wire) -
 
 def test_an_interrupt_at_any_moment_closes_the_socket_and_keeps_the_text(shell: Kernel, server: Wire) -> None:
     """Ten interrupts at random moments: idle soon, the provider's socket closed, one line of error, and all goes on."""
-    moments = random.Random(7)  # noqa: S311 - the same moments each time
+    moments = random.Random(7)
     for turn in range(10):
         script = server.script(f"m{turn}", tokens=1000, pace=0.01)
         running = shell.start(f"%%llm openai:m{turn}\nHi")
@@ -185,7 +185,11 @@ def test_options_reach_the_provider(shell: Kernel, server: Wire) -> None:
     body = server.requests[0].body
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 7, 3)
-    assert shell.value("[type(reply).__name__, reply.model, reply.usage.output_tokens]") == ["Response", "ok", 10]
+    assert shell.value("[type(reply).__name__, reply.model, reply.usage.output_tokens]") == [
+        "Response",
+        "ok",
+        10,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,11 @@ def test_nested_loops_are_allowed_on_request(new_kernel: Callable[..., Kernel], 
     kernel = new_kernel(env={"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": KEY})
     kernel.run("%load_ext nbllm")
     assert "nest_asyncio" in kernel.run("%llm nest").stdout
-    code = "import asyncio, nbllm\nasync def f(): return str(await nbllm.get_manager().generate_response('Hi', 'openai:ok-2', stream=False))\nprint(asyncio.run(f()))"
+    code = (
+        "import asyncio, nbllm\n"
+        "async def f(): return await nbllm.get_manager().generate_response('Hi', 'openai:ok-2', stream=False)\n"
+        "print(asyncio.run(f()))"
+    )
     assert kernel.run(code).stdout == "tok0 tok1 \n"
     assert kernel.run("%%llm openai:ok-2\nHi").error is None
 
@@ -282,16 +290,18 @@ def test_a_project_file_is_obeyed_only_as_far_as_it_is_trusted(
     """A cloned nbllm.toml chooses the model, but its base URL gets neither key nor prompt before `%llm trust`."""
     from tests.wire import Wire
 
+    home = tmp_path / "home" / "nbllm"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text(f'[providers.openai]\nbase_url = "{server.url}/v1"\n')
     with Wire() as theirs:
-        text = f'model = "openai:ok"\n[providers.openai]\nbase_url = "{theirs.url}/v1"\n'
-        (tmp_path / "nbllm.toml").write_text(text)
-        env = {"NBLLM_OPENAI_BASE_URL": "", "OPENAI_BASE_URL": "", "OPENAI_API_KEY": KEY}
-        kernel = new_kernel(env=env, cwd=tmp_path)
-        kernel.run("%load_ext nbllm")
+        (tmp_path / "nbllm.toml").write_text(f'model = "openai:ok"\n[providers.openai]\nbase_url = "{theirs.url}/v1"\n')
+        kernel = new_kernel(env={"XDG_CONFIG_HOME": str(home.parent), "OPENAI_API_KEY": KEY}, cwd=tmp_path)
+        kernel.run("%load_ext nbllm").check()
         status = kernel.run("%llm status").outputs[0].data["text/plain"]
         assert "not trusted, so ignored: providers.openai.base_url (%llm trust)" in status
-        assert kernel.value("__import__('nbllm').get_manager()._settings(__import__('nbllm.providers').providers.registry()['openai']).base_url") is None
-        assert theirs.requests == []
+        kernel.run("%%llm\nHi").check()
+        assert (len(server.requests), theirs.requests) == (1, [])
+        assert server.requests[0].body["model"] == "ok"
         assert "It now sets: providers.openai.base_url" in kernel.run("%llm trust").stdout
-        assert kernel.run("%%llm\nHi").error is None
-        assert len(theirs.requests) == 1
+        kernel.run("%%llm\nHi").check()
+        assert (len(server.requests), len(theirs.requests)) == (1, 1)

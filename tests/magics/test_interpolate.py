@@ -145,9 +145,7 @@ def test_an_expression_is_evaluated_when_asked_for(template, expected):
     assert fill(template) == expected
 
 
-@pytest.mark.parametrize(
-    "template", ["{=1/0}", "{=nobody}", "{=x = 1}", "{=import os}", "{=", "{=}", "{=name", "{=(}"]
-)
+@pytest.mark.parametrize("template", ["{=1/0}", "{=nobody}", "{=x = 1}", "{=import os}", "{=", "{=}", "{=name", "{=(}"])
 def test_a_failing_expression_says_what_to_do(template):
     """A failing `{=…}` raises, names the expression, and says what to do next."""
     with pytest.raises(InterpolationError) as caught:
@@ -206,9 +204,7 @@ def test_filled_lists_what_was_filled_in():
 def test_a_near_miss_is_pointed_out():
     """A name that almost exists gets a hint; a word that is like none does not."""
     assert interpolate("{nmae}", NAMESPACE).hints == ("{nmae} was left as it is: did you mean {name}?",)
-    assert interpolate("{zebra} {nmae} {nmae}", NAMESPACE).hints == (
-        "{nmae} was left as it is: did you mean {name}?",
-    )
+    assert interpolate("{zebra} {nmae} {nmae}", NAMESPACE).hints == ("{nmae} was left as it is: did you mean {name}?",)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +237,7 @@ def test_a_data_frame_is_a_table():
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"a|b": range(1000), "c": ["x\ny|z"] * 1000})
     result = interpolate("{df}", {"df": frame}, max_rows=2).text
-    assert result == (
-        "| a\\|b | c |\n| --- | --- |\n| 0 | x y\\|z |\n| 1 | x y\\|z |\n\n… 998 more rows not shown"
-    )
+    assert result == ("| a\\|b | c |\n| --- | --- |\n| 0 | x y\\|z |\n| 1 | x y\\|z |\n\n… 998 more rows not shown")
     assert fill("{df.head}", df=frame).startswith("<bound method")
     indexed = pd.DataFrame({"a": [0.1234567891, None]}, index=pd.Index(["p", "q"], name="key"))
     assert fill("{df}", df=indexed) == "| key | a |\n| --- | --- |\n| p | 0.123457 |\n| q | nan |"

@@ -81,7 +81,11 @@ def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
         for model in ("ok", "tools", "length"):
             streamed = await (await manager.generate_response("Hi", model))
             whole = await manager.generate_response("Hi", model, stream=False)
-            assert (streamed, streamed.usage, streamed.finish_reason) == (whole, whole.usage, whole.finish_reason)
+            assert (streamed, streamed.usage, streamed.finish_reason) == (
+                whole,
+                whole.usage,
+                whole.finish_reason,
+            )
             assert streamed.tool_calls == whole.tool_calls
             assert whole.raw["choices"]
             answers.append(whole)
@@ -107,7 +111,12 @@ def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
     assert list(dict.fromkeys(kinds)) == [ReasoningDelta, TextDelta, Finish]
     assert (stream.reasoning, stream.text) == ("Let me think.", "Yes")
     usage = stream.usage
-    assert (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens) == (9, 5, 4, 2)
+    assert (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens) == (
+        9,
+        5,
+        4,
+        2,
+    )
 
 
 @pytest.mark.parametrize("model", ["markdown", "split", "crlf", "burst-300", "nofinish", "nodone", "nousage"])
@@ -124,9 +133,19 @@ FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]
     ("401", {"status": 401}, errors.AuthenticationError, {"status": 401, "retryable": False}),
     ("403", {"status": 403}, errors.PermissionDeniedError, {"status": 403}),
     ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
-    ("429", {"status": 429, "retry_after": 7}, errors.RateLimitError, {"retry_after": 7.0, "retryable": True}),
+    (
+        "429",
+        {"status": 429, "retry_after": 7},
+        errors.RateLimitError,
+        {"retry_after": 7.0, "retryable": True},
+    ),
     ("429 bare", {"status": 429}, errors.RateLimitError, {"retry_after": None}),
-    ("quota", {"reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 429, "retryable": False}),
+    (
+        "quota",
+        {"reason": "insufficient_quota"},
+        errors.QuotaExceededError,
+        {"status": 429, "retryable": False},
+    ),
     ("400", {"reason": "invalid_request"}, errors.InvalidRequestError, {"status": 400}),
     ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"status": 400}),
     ("500", {"status": 500}, errors.ServerError, {"status": 500, "retryable": True}),
@@ -202,7 +221,7 @@ def test_a_missing_key_says_what_to_set() -> None:
 def test_a_default_that_a_model_refuses_is_dropped_or_renamed_and_remembered(
     wire: Wire, refused: str, left: set[str]
 ) -> None:
-    """Reasoning models refuse temperature and max_tokens: a second try leaves the default out, the next call at once."""
+    """Reasoning models refuse temperature and max_tokens: a second try goes without, the next call at once."""
     wire.script("m", rejects=[refused])
 
     async def use(manager: ProviderManager) -> None:

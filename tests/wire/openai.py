@@ -86,9 +86,7 @@ class OpenAI(Protocol):
             yield self._chunk(request, role | {"tool_calls": [head]})
             role = {}
             for part in call.parts():
-                yield self._chunk(
-                    request, {"tool_calls": [{"index": index, "function": {"arguments": part}}]}
-                )
+                yield self._chunk(request, {"tool_calls": [{"index": index, "function": {"arguments": part}}]})
         if script.finish is not None:
             yield self._chunk(request, {}, finish=script.finish)
         usage = self._usage(script, request, answer)
@@ -128,10 +126,7 @@ class OpenAI(Protocol):
             message = f"Unsupported parameter: '{param}' is not supported with this model."
             if param == "max_tokens":
                 message += " Use 'max_completion_tokens' instead."
-        if reason == "insufficient_quota":
-            kind = reason
-        else:
-            kind = TYPES.get(refusal.status, "invalid_request_error")
+        kind = reason if reason == "insufficient_quota" else TYPES.get(refusal.status, "invalid_request_error")
         return {
             "error": {
                 "message": message or MESSAGES.get(reason, "Something went wrong.").format(model=model),
@@ -154,9 +149,7 @@ class OpenAI(Protocol):
         model = request.body.get("model", "")
         return {"id": "chatcmpl-1", "object": kind, "created": CREATED, "model": model} | content
 
-    def _chunk(
-        self, request: Request, delta: dict[str, Any], finish: str | None = None, counts: bool = False
-    ) -> Event:
+    def _chunk(self, request: Request, delta: dict[str, Any], finish: str | None = None, counts: bool = False) -> Event:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         envelope = self._envelope(request, "chat.completion.chunk", choices=[choice])
         # Not escaped to ASCII, as OpenAI does it: so characters of several bytes are on the wire.

@@ -171,9 +171,7 @@ class Script:
         self._counter = self
         self._call: Callable[[Callable[[], object]], None] | None = None
 
-    def bind(
-        self, model: str, condition: threading.Condition, call: Callable[[Callable[[], object]], None]
-    ) -> None:
+    def bind(self, model: str, condition: threading.Condition, call: Callable[[Callable[[], object]], None]) -> None:
         """Called by the server: its condition guards the counters, `call` runs a function on its loop."""
         self.model, self._condition, self._call = model, condition, call
 

@@ -67,9 +67,7 @@ class Wire(Log):
             raise
         self._port = sock.getsockname()[1]
         ready = threading.Event()
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(sock, ready),), name="wire", daemon=True
-        )
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(sock, ready),), name="wire", daemon=True)
         self._thread.start()
         if not ready.wait(10):
             raise RuntimeError("the wire server did not start")
@@ -236,9 +234,7 @@ class Wire(Log):
         if refusal is not None:
             exchange.status = refusal.status
             error = protocol.error(refusal, call.model)
-            await self._send(
-                connection, refusal.status, error if script.body is None else script.body, headers
-            )
+            await self._send(connection, refusal.status, error if script.body is None else script.body, headers)
             return "done"
         return await self._succeed(connection, request, exchange, protocol, call, script, headers)
 
@@ -294,16 +290,12 @@ class Wire(Log):
             await self._send(connection, 200, body, headers)
             return "done"
         if script.fault == "error_event":
-            await self._send(
-                connection, 500, protocol.error(Refusal(500, "server_error"), exchange.model), headers
-            )
+            await self._send(connection, 500, protocol.error(Refusal(500, "server_error"), exchange.model), headers)
             return "done"
         if script.fault in ("cut", "malformed"):  # a body that is well-formed HTTP and broken JSON
             await self._send(connection, 200, body[: len(body) // 2], headers)
             return script.fault
-        head = http_head(
-            200, headers | {"content-type": "application/json", "content-length": str(len(body))}
-        )
+        head = http_head(200, headers | {"content-type": "application/json", "content-length": str(len(body))})
         await connection.write(head + body[: len(body) // 2])
         await self._break(connection, script)
         return script.fault

@@ -72,9 +72,7 @@ def text(chunks: list[ChatCompletionChunk]) -> str:
 
 def finish(chunks: list[ChatCompletionChunk]) -> str | None:
     """The finish reason that a stream gave."""
-    return next(
-        (c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason), None
-    )
+    return next((c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason), None)
 
 
 def raw(wire: Wire, model: str, stream: bool = True) -> list[bytes]:
@@ -235,9 +233,7 @@ def test_trouble_that_passes(wire: Wire) -> None:
 
 def test_raw_body_and_headers(wire: Wire) -> None:
     """A script can answer with any bytes, any status and headers."""
-    wire.script(
-        "m1", status=502, body=b"<h1>Bad gateway</h1>", headers={"content-type": "text/html", "x-a": "b"}
-    )
+    wire.script("m1", status=502, body=b"<h1>Bad gateway</h1>", headers={"content-type": "text/html", "x-a": "b"})
     with pytest.raises(openai.InternalServerError) as caught:
         ask(wire, "m1")
     assert caught.value.response.text == "<h1>Bad gateway</h1>"
@@ -261,7 +257,7 @@ def test_lost_connection(wire: Wire, fault: str) -> None:
     async def use(sdk: openai.AsyncOpenAI) -> None:
         answer = await sdk.chat.completions.create(model="m1", messages=MESSAGES, stream=True)
         async for chunk in answer:
-            seen.append(chunk.choices[0].delta.content)  # noqa: PERF401 - what came before the error counts
+            seen.append(chunk.choices[0].delta.content)
 
     with pytest.raises(openai.APIConnectionError):
         run(wire, use)
@@ -388,9 +384,7 @@ def test_gates_before_headers_and_before_the_end(wire: Wire, gate: int, stream: 
         task = asyncio.create_task(call())
         await asyncio.to_thread(script.wait_gate)
         assert not task.done()
-        assert (wire.requests[0].status, script.sent) == (
-            (0, 0) if gate == -1 else (200, 10 if stream else 0)
-        )
+        assert (wire.requests[0].status, script.sent) == ((0, 0) if gate == -1 else (200, 10 if stream else 0))
         script.release()
         await task
 
@@ -465,9 +459,7 @@ def test_stopping_closes_streams_that_run() -> None:
     wire = Wire().start()
     with socket.create_connection(("127.0.0.1", int(wire.url.rpartition(":")[2])), timeout=10) as sock:
         body = b'{"model": "stall", "stream": true}'
-        sock.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
         wire.wait_requests()
         wire.stop()
         while sock.recv(2**20):
