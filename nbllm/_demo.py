@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -13,13 +14,16 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from nbllm.display.safe import safe_text
+from nbllm.errors import MissingExtraError
 
 __all__ = ["run_demo"]
 
 NEXT_STEPS = """\
 What next?
   nbllm lab       open the tutorials in JupyterLab
-  nbllm doctor    see what works on this machine, and what to do about what does not
+  nbllm doctor    see what works on this machine, and what to do about what does not"""
+
+BUNDLED_NOTE = """\
 The answers above came from a tiny demonstration model. For a capable one, set a key in the
 environment (OPENAI_API_KEY) and write in a notebook:  %llm use openai:MODEL"""
 
@@ -115,6 +119,8 @@ def run_demo(tutorials: Path, folder: Path, model: str, out: TextIO | None = Non
         out: Where to show it.
     """
     out = out or sys.stdout
+    if model.startswith("huggingface:") and importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "local")
     notebook = nbformat.read(tutorials / "01_quickstart.ipynb", as_version=4)
     folder.mkdir(parents=True, exist_ok=True)
     client = _Client(
@@ -141,8 +147,13 @@ def run_demo(tutorials: Path, folder: Path, model: str, out: TextIO | None = Non
     nbformat.write(notebook, executed)
     page.write_text(_page(notebook), "utf-8")
     print(f"The executed notebook: {executed.resolve()}\nThe same as a page:     {page.resolve()}\n", file=out)
+    if failed:
+        print("The cell above failed: do what its arrow says, or run `nbllm doctor`.", file=out)
+        return 1
     print(NEXT_STEPS, file=out)
-    return 1 if failed else 0
+    if model == "huggingface:bundled":
+        print(BUNDLED_NOTE, file=out)
+    return 0
 
 
 def _forget_times(notebook: Any) -> None:

@@ -189,5 +189,11 @@ def ask(
     """
     session = get_session()
     messages: Messages = session.messages(prompt, system) if isinstance(prompt, str) else prompt
-    answer = session.manager.start(messages, model, max_tokens=max_tokens, temperature=temperature, **provider_options)
-    return answer if stream else background_loop().run(answer.collect())
+
+    def start() -> ResponseStream:
+        return session.manager.start(messages, model, max_tokens, temperature, **provider_options)
+
+    async def whole() -> Response:
+        return await start()  # on the loop, so that no interrupt strikes between the start and the wait
+
+    return start() if stream else background_loop().run(whole())

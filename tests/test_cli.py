@@ -79,6 +79,16 @@ def test_a_demo_that_fails_shows_the_error_and_keeps_what_it_has(tmp_path: Path,
     assert (tmp_path / "out" / "01_quickstart.html").is_file()
 
 
+def test_a_demo_without_the_local_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On the core alone the demo names the extra before it starts anything."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["demo", "--output", str(tmp_path / "out")]) == 1
+    assert "pip install 'nbllm[local]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def _get(url: str) -> Any:
     """The server's JSON; it names its address a moment before it listens."""
     end = time.monotonic() + 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -41,8 +41,12 @@ class View(Protocol):
         """Put the static form in place of the live one."""
 
 
-def follow(stream: ResponseStream, view: View) -> Response:
+def follow(stream: ResponseStream, open_view: Callable[[], View]) -> Response:
     """Draw a stream until it ends, in the thread that calls.
+
+    Args:
+        stream: What to draw.
+        open_view: Opens where to draw it; called here, so that an interrupt meanwhile stops the stream as well.
 
     Returns:
         The whole answer, or what had arrived where Stop was pressed.
@@ -51,17 +55,21 @@ def follow(stream: ResponseStream, view: View) -> Response:
         Interrupted: where the cell was interrupted; the partial answer is drawn and kept.
         ProviderError: where the call failed; likewise.
     """
+    view: View | None = None
     try:
+        view = open_view()
         for _ in _ticks(stream, view):
             view.push(stream.text)
     except KeyboardInterrupt:
         stream.close()
-        view.finish(*_static(stream, "interrupted"))
+        if view is not None:
+            view.finish(*_static(stream))
         raise Interrupted from None
     except NbllmError:
-        view.finish(*_static(stream, stream.state))
+        if view is not None:
+            view.finish(*_static(stream))
         raise
-    view.finish(*_static(stream, stream.state))
+    view.finish(*_static(stream))
     return stream.response()
 
 
@@ -73,8 +81,8 @@ def _ticks(stream: ResponseStream, view: View) -> Iterator[None]:
         concurrent.futures.wait([stream.job], view.interval)
 
 
-def _static(stream: ResponseStream, state: str) -> tuple[str, dict[str, Any]]:
-    text = stream.text
+def _static(stream: ResponseStream) -> tuple[str, dict[str, Any]]:
+    text, state = stream.text, stream.state
     if state == "interrupted":
         text += "\n\n*Stopped here.*" if text else "*Stopped before the first word.*"
     elif state in ("incomplete", "failed"):

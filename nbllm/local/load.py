@@ -178,7 +178,10 @@ def _libraries() -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as exc:
-        raise MissingExtraError(exc.name or "torch", "local") from exc
+        error = MissingExtraError(exc.name or "torch", "local")
+        error.message = f"Models on this machine need {error.library}, which is not installed."
+        error.action = f"{error.action} Or set a key, such as OPENAI_API_KEY, and use a hosted model."
+        raise error from exc
     return torch, transformers
 
 

@@ -57,6 +57,6 @@ class LLMMagics(Magics):
             temperature=arguments.temperature,
             **arguments.model_options,
         )
-        response = follow(stream, open_view(shell, stream))
+        response = follow(stream, lambda: open_view(shell, stream))
         if arguments.output:
             shell.user_ns[arguments.output] = response
