@@ -4,7 +4,7 @@ Clients of the provider SDKs belong to the event loop that they were made on: us
 "Event loop is closed". A notebook has several loops (the kernel's own, one for each `asyncio.run`), so all
 provider I/O runs on one background loop that lives as long as the process, and everything else talks to it:
 
-* `submit` starts a coroutine there and returns at once;
+* a `Job` is a coroutine there, which anyone can cancel;
 * `run` waits for it from a thread without a loop, in short steps, so that an interrupt is answered;
 * `bridge` awaits it from any event loop;
 * a `Channel` hands the batches of a stream over to either kind of reader.
@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from nbllm.errors import MissingExtraError, UsageError
 
-__all__ = ["BackgroundLoop", "Channel", "allow_nested_loops", "background_loop", "drained", "settle", "wait"]
+__all__ = ["BackgroundLoop", "Channel", "Job", "allow_nested_loops", "background_loop", "resolve", "settle", "wait"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,69 @@ POLL = 0.05
 
 GRACE = 2.0
 """Seconds that a cancelled job may take to close what it opened, before its waiter goes on without it."""
+
+
+class Job(Generic[T]):
+    """A coroutine on the background loop: cancelled from any thread, and `ended` only when it really has.
+
+    A `concurrent.futures.Future` that is cancelled counts as done at once, while its task still closes sockets;
+    whoever must know that they are closed waits for `ended`.
+
+    Attributes:
+        outcome: Its result or exception.
+        ended: Done, with None, when the coroutine has run to its end or will never start.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        self._cancelled = False
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        """Start it, with the caller's context variables.
+
+        Apart from making the job, so that an interrupt which strikes in here finds something to cancel.
+        """
+        self._loop.call_soon_threadsafe(self._begin, coroutine)
+
+    def cancel(self) -> None:
+        """Cancel it, started or not; at once, from any thread."""
+        self._cancelled = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        if self._cancelled:
+            coroutine.close()
+            self._finish(None)
+            return
+        self._task = asyncio.ensure_future(coroutine)
+        self._task.add_done_callback(self._finish)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _finish(self, task: asyncio.Task[T] | None) -> None:
+        if task is None or task.cancelled():
+            self.outcome.cancel()
+            self.outcome.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            resolve(self.outcome, error=error)
+        else:
+            resolve(self.outcome, task.result())
+        resolve(self.ended, None)
+
+
+def resolve(future: concurrent.futures.Future[T], result: T | None = None, error: BaseException | None = None) -> None:
+    """Give a future its outcome, unless it has one: whoever waited for it may have cancelled it."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # None where T is None
 
 
 class BackgroundLoop:
@@ -53,9 +116,9 @@ class BackgroundLoop:
         """Whether the caller runs on this loop's thread."""
         return threading.current_thread() is self._thread
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine on the loop, with the caller's context variables; cancelling the future cancels it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+    def job(self) -> Job[Any]:
+        """A job that is yet to be started."""
+        return Job(self.loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result, waited for in this thread.
@@ -72,56 +135,39 @@ class BackgroundLoop:
                 "A blocking nbllm call was made on nbllm's own event loop.",
                 action="Await the asynchronous form there instead.",
             )
-        task: asyncio.Task[Any] | None = None
-        abandoned = False
-
-        async def job() -> T:
-            nonlocal task
-            task = asyncio.current_task()
-            if abandoned:
-                coroutine.close()
-                raise asyncio.CancelledError
-            return await coroutine
-
-        # An interrupt may strike at any line, `submit` included, before there is a future to cancel: hence the task.
+        job: Job[T] = Job(self.loop)
         try:
-            return wait(self.submit(job()))
+            job.start(coroutine)
+            return wait(job.outcome)
         except BaseException:
-            abandoned = True
-            if task is not None:
-                self.loop.call_soon_threadsafe(task.cancel)
-            # Wait while what was cancelled closes its sockets on the loop.
-            settle(self.submit(drained()))
+            if not job.ended.done():
+                job.cancel()
+                settle(job.ended)
             raise
 
     async def bridge(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result, awaited on whatever loop the caller runs; cancelling the caller cancels it."""
         if self.here:
             return await coroutine
-        future = self.submit(coroutine)
+        job: Job[T] = Job(self.loop)
+        job.start(coroutine)
         try:
-            return await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(job.outcome)
         except asyncio.CancelledError:
-            future.cancel()
+            job.cancel()
             raise
 
     def close(self) -> None:
         """Cancel every task and stop; for the end of the process."""
         if self.loop.is_closed() or not self._thread.is_alive():
             return
-        with contextlib.suppress(Exception):
-            self.submit(_cancel_all()).result(GRACE)
+        job: Job[None] = Job(self.loop)
+        job.start(_cancel_all())
+        settle(job.ended)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(GRACE)
         if not self._thread.is_alive():
             self.loop.close()
-
-
-async def drained() -> None:
-    """Wait, on the background loop, until every task that is being cancelled has closed what it opened and ended."""
-    me = asyncio.current_task()
-    while pending := [task for task in asyncio.all_tasks() if task is not me and task.cancelling()]:
-        await asyncio.wait(pending, timeout=0.1)
 
 
 async def _cancel_all() -> None:
@@ -160,6 +206,7 @@ class Channel(Generic[T]):
         self._closed = False
         self._error: BaseException | None = None
         self._wake: Callable[[], None] | None = None
+        self._process = os.getpid()
 
     def put(self, items: list[T]) -> None:
         """Append items and wake the reader."""
@@ -179,42 +226,57 @@ class Channel(Generic[T]):
         if wake:
             wake()
 
-    def _take(self) -> list[T] | None:
-        """What has gathered; an empty list at the end; None where there is nothing yet. Holds the lock."""
-        if self._items:
-            items, self._items = self._items, []
-            return items
-        if not self._closed:
-            return None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        return []
-
     async def get(self) -> list[T]:
         """The next batch; an empty list at the end.
 
         Raises:
             BaseException: the writer's error, once.
+            UsageError: where somebody else is reading, or it is read in a forked child.
         """
         while True:
-            with self._lock:
-                if (items := self._take()) is not None:
-                    return items
-                ready = asyncio.get_running_loop().create_future()
-                self._wake = functools.partial(_call, ready)
-            await ready
+            ready = asyncio.get_running_loop().create_future()
+            wake = functools.partial(_call, ready)
+            if (items := self._take(wake)) is not None:
+                return items
+            try:
+                await ready
+            finally:
+                self._forget(wake)
 
     def get_blocking(self) -> list[T]:
         """The same for a thread, which an interrupt leaves within a few hundredths of a second."""
         while True:
-            with self._lock:
-                if (items := self._take()) is not None:
-                    return items
-                ready = threading.Event()
-                self._wake = ready.set
-            while not ready.wait(POLL):
-                pass
+            ready = threading.Event()
+            if (items := self._take(ready.set)) is not None:
+                return items
+            try:
+                while not ready.wait(POLL):
+                    pass
+            finally:
+                self._forget(ready.set)
+
+    def _take(self, wake: Callable[[], None]) -> list[T] | None:
+        """What has gathered; an empty list at the end; None where there is nothing yet, then `wake` is called later."""
+        with self._lock:
+            if self._items:
+                items, self._items = self._items, []
+                return items
+            if self._closed:
+                if self._error is not None:
+                    error, self._error = self._error, None
+                    raise error
+                return []
+            if self._process != os.getpid():
+                raise UsageError("This stream belongs to the process before the fork.", action="Ask again in this one.")
+            if self._wake is not None:
+                raise UsageError("This stream is being read by somebody else.", action="Read it in one place.")
+            self._wake = wake
+            return None
+
+    def _forget(self, wake: Callable[[], None]) -> None:
+        with self._lock:
+            if self._wake == wake:
+                self._wake = None
 
 
 def _call(ready: asyncio.Future[None]) -> None:

@@ -7,13 +7,15 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import difflib
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from nbllm import errors
-from nbllm._loop import BackgroundLoop, Channel, background_loop
+from nbllm._loop import GRACE, BackgroundLoop, Channel, Job, background_loop, resolve
 from nbllm.config import ConfigManager, ProviderSettings
 from nbllm.providers import ProviderSpec, provider_class, registry
 from nbllm.response import Record, Response, ResponseStream
@@ -84,6 +86,9 @@ class ProviderManager:
         self._slots: dict[str, _Slot] = {}
         self._owner: BackgroundLoop | None = None
         self._switching = asyncio.Lock()
+        self._building = asyncio.Lock()
+        self._guard = threading.Lock()
+        self._running: weakref.WeakSet[Job[None]] = weakref.WeakSet()
         self._refused: dict[tuple[str, str | None, str], frozenset[str]] = {}
         self._observers: list[Callable[[Change], None]] = []
 
@@ -161,8 +166,9 @@ class ProviderManager:
         Raises:
             NbllmError: where it cannot be; the old one stays current and usable, and the error says what to do.
         """
-        name, _, model = llm_provider.partition(":")
-        spec = self._spec(self.config.aliases.get(name, name))
+        aliases = {} if llm_provider.lower() in registry() else self.config.aliases
+        name, _, model = aliases.get(llm_provider, llm_provider).partition(":")
+        spec = self._spec(aliases.get(name, name))
         await self._ours().bridge(self._switch(spec, model or None))
 
     set_provider = switch_llm_provider
@@ -309,7 +315,7 @@ class ProviderManager:
     # -- the end
 
     async def close(self) -> None:
-        """Close every client that it made. It can be used again, and then makes new ones."""
+        """Stop what still streams and close every client that it made. Used again, it makes new ones."""
         await self._ours().bridge(self._close())
 
     async def __aenter__(self) -> Self:
@@ -325,8 +331,10 @@ class ProviderManager:
     def _ours(self) -> BackgroundLoop:
         """The background loop; after a fork a new one, and then the parent's clients are let go unclosed."""
         loop = background_loop()
-        if self._owner is not loop:
-            self._owner, self._switching, self._slots = loop, asyncio.Lock(), {}
+        with self._guard:
+            if self._owner is not loop:
+                self._owner, self._slots = loop, {}
+                self._switching, self._building = asyncio.Lock(), asyncio.Lock()
         return loop
 
     @property
@@ -385,13 +393,14 @@ class ProviderManager:
 
     async def _slot(self, spec: ProviderSpec) -> _Slot:
         """The built provider, made anew where its key or base URL has changed since."""
-        settings = self._settings(spec)
-        slot = self._slots.get(spec.name)
-        if slot is not None and slot.settings == settings:
-            return slot
-        # In a thread, since importing an SDK takes a second or more.
-        provider = await asyncio.to_thread(lambda: provider_class(spec)(settings))
-        fresh = self._slots[spec.name] = _Slot(provider, settings)
+        async with self._building:  # two first calls at once are to share one client
+            settings = self._settings(spec)
+            slot = self._slots.get(spec.name)
+            if slot is not None and slot.settings == settings:
+                return slot
+            # In a thread, since importing an SDK takes a second or more.
+            provider = await asyncio.to_thread(lambda: provider_class(spec)(settings))
+            fresh = self._slots[spec.name] = _Slot(provider, settings)
         if slot is not None:
             await slot.retire()
         return fresh
@@ -401,9 +410,15 @@ class ProviderManager:
             return await provider.list_models()
 
     async def _close(self) -> None:
+        running = [job for job in self._running if not job.ended.done()]
+        for job in running:
+            job.cancel()
+        if running:
+            await asyncio.wait([asyncio.wrap_future(job.ended) for job in running], timeout=GRACE)
         slots, self._slots = self._slots, {}
-        for slot in slots.values():
-            await slot.retire()
+        for failed in await asyncio.gather(*(slot.retire() for slot in slots.values()), return_exceptions=True):
+            if failed is not None:  # one that does not close keeps no other open
+                self.config.logger.warning("a provider did not close", exc_info=failed)
 
     def _request(
         self,
@@ -448,10 +463,17 @@ class ProviderManager:
         channel: Channel[Event] = Channel()
         opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         loop = self._ours()
-        future = loop.submit(self._pump(request, record, channel, opened))
+        job: Job[None] = loop.job()
+        self._running.add(job)
         # Whatever its end, even one before its first step, whoever waits for the beginning goes on.
-        future.add_done_callback(lambda _: _set(opened))
-        return ResponseStream(record, channel, future, loop), opened
+        job.ended.add_done_callback(lambda _: resolve(opened))
+        stream = ResponseStream(record, channel, job, loop)
+        try:
+            job.start(self._pump(request, record, channel, opened))
+        except BaseException:  # an interrupt: nobody would hold the stream
+            stream.cancel()
+            raise
+        return stream, opened
 
     async def _pump(
         self,
@@ -480,7 +502,7 @@ class ProviderManager:
         try:
             await self._attempt(
                 request,
-                lambda provider, adapted: provider.stream(adapted, emit, lambda: _set(opened)),
+                lambda provider, adapted: provider.stream(adapted, emit, lambda: resolve(opened)),
                 may_repeat=lambda: record.first_event is None and not pending,
             )
         except asyncio.CancelledError:
@@ -544,11 +566,6 @@ class ProviderManager:
                         time.monotonic() - started,
                     )
                     return result
-
-
-def _set(opened: concurrent.futures.Future[None]) -> None:
-    with contextlib.suppress(concurrent.futures.InvalidStateError):
-        opened.set_result(None)
 
 
 async def _name_the_closest(provider: Provider, error: errors.ModelNotFoundError) -> None:

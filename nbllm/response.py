@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import re
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from nbllm import _loop
-from nbllm._loop import BackgroundLoop, Channel
+from nbllm._loop import BackgroundLoop, Channel, Job
 from nbllm.errors import UsageError
 from nbllm.types import (
     Event,
@@ -63,7 +64,9 @@ class Record:
     _whole_calls: list[ToolCall] = field(default_factory=list)
 
     def add(self, events: list[Event]) -> None:
-        """Take in what arrived."""
+        """Take in what arrived; nothing arrives any more after the end."""
+        if self.state in FINAL:
+            return
         if self.first_event is None:
             self.first_event = time.monotonic()
             self.state = "streaming"
@@ -218,17 +221,17 @@ class ResponseStream:
         self,
         record: Record,
         channel: Channel[Event],
-        future: concurrent.futures.Future[None],
+        job: Job[None],
         loop: BackgroundLoop,
     ) -> None:
         self._record = record
         self._channel = channel
-        self._future = future
+        self._job = job
         self._loop = loop
         self._pending: deque[Event] = deque()
         self._exhausted = False
         # The job holds the record and the channel, never this object: nobody left to read means nothing to do.
-        self._finalizer = weakref.finalize(self, future.cancel)
+        self._finalizer = weakref.finalize(self, job.cancel)
         self._finalizer.atexit = False
 
     def __repr__(self) -> str:
@@ -282,22 +285,23 @@ class ResponseStream:
     def cancel(self) -> None:
         """Stop it; from any thread, at once. What had arrived stays, and the provider's socket is closed."""
         self._record.end("interrupted")
-        self._future.cancel()
+        self._job.cancel()
         # A job that is cancelled before its first step never gets to close the channel itself.
         self._channel.close()
 
     async def aclose(self) -> None:
         """Stop it where it still runs, and return when its socket is closed."""
-        if not self._future.done():
+        if not self._job.ended.done():
             self.cancel()
-            await self._loop.bridge(_loop.drained())
+            await asyncio.wait([asyncio.wrap_future(self._job.ended)], timeout=_loop.GRACE)
         self._exhausted = True
 
     def close(self) -> None:
         """The same for code that does not await."""
-        if not self._future.done():
+        if not self._job.ended.done():
             self.cancel()
-            _loop.settle(self._loop.submit(_loop.drained()))
+            if not self._loop.here:  # there it would wait for itself
+                _loop.settle(self._job.ended)
         self._exhausted = True
 
     async def events(self) -> AsyncIterator[Event]:
@@ -360,15 +364,15 @@ class ResponseStream:
         self._claim()
         if self._loop.here:
             raise UsageError("A stream was read blockingly on nbllm's own loop.", action="Use `async for` there.")
-        while not self._exhausted:
+        while self._pending or not self._exhausted:
             batch, self._pending = [*self._pending], deque()
             if batch or (batch := self._read_blocking()):
                 yield batch
 
     @property
-    def job(self) -> concurrent.futures.Future[None]:
-        """The call itself: done when it has ended, whatever its end."""
-        return self._future
+    def ended(self) -> concurrent.futures.Future[None]:
+        """Done when the call has ended, whatever its end, and its socket is closed."""
+        return self._job.ended
 
     def _read_blocking(self) -> list[Event]:
         try:
@@ -385,6 +389,7 @@ class ResponseStream:
     async def _next(self) -> Event | None:
         if not self._pending:
             if self._exhausted:
+                self._raise_again()
                 return None
             try:
                 batch = await self._channel.get()
@@ -400,6 +405,12 @@ class ResponseStream:
             self._pending.extend(batch)
         return self._pending.popleft()
 
+    def _raise_again(self) -> None:
+        # A stream that failed stays failed: whoever reads on does not get half an answer as a whole one.
+        if self._record.error is not None:
+            raise self._record.error
+
     def _claim(self) -> None:
         if self._exhausted:
+            self._raise_again()
             raise UsageError("This stream was already read to its end.", action="Its whole text is in `.text`.")

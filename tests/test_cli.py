@@ -173,7 +173,6 @@ def test_the_doctor_tells_a_key_that_works_from_one_that_does_not(wire: Wire, mo
     """A provider with a key is asked; a refusal and silence are said with what to do; no key is printed."""
     monkeypatch.setenv("OPENAI_BASE_URL", f"{wire.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-doctor-0123456789")
-    monkeypatch.setattr(_doctor, "SECONDS", 0.5)
 
     def openai() -> _doctor.Finding:
         (found,) = (finding for finding in _doctor._providers() if finding.subject == "provider openai")
@@ -186,6 +185,7 @@ def test_the_doctor_tells_a_key_that_works_from_one_that_does_not(wire: Wire, mo
     assert not refused.well
     assert "OPENAI_API_KEY" in refused.action
     wire.script("/models", fault="hang")
+    monkeypatch.setattr(_doctor, "SECONDS", 0.5)
     assert "No answer within" in openai().found
     wire.stop()
     assert "cannot be reached" in openai().found

@@ -22,7 +22,9 @@ def test_every_form_runs_on_the_one_loop() -> None:
     assert loop.run(where()) == "nbllm"
     assert asyncio.run(loop.bridge(where())) == "nbllm"
     assert asyncio.run(loop.bridge(where())) == "nbllm"  # from a second loop of the user's too
-    assert loop.submit(where()).result(5) == "nbllm"
+    job = loop.job()
+    job.start(where())
+    assert job.outcome.result(5) == "nbllm"
     assert loop.run(loop.bridge(where())) == "nbllm"  # and on the loop itself
 
 

@@ -90,6 +90,73 @@ def test_the_old_provider_drains_before_it_closes(wire: Wire) -> None:
     assert asyncio.run(main()) == "ab"
 
 
+def test_first_calls_at_once_share_one_client(wire: Wire) -> None:
+    """Eight calls before anything is built: one provider, and after closing no connection."""
+
+    async def main() -> None:
+        async with ProviderManager(config(wire, provider="openai")) as own:
+            await asyncio.gather(*(own.generate_response("Hi", "ok", stream=False) for _ in range(8)))
+            assert len(own._slots) == 1
+        await asyncio.to_thread(wire.wait_connections, 0)
+
+    asyncio.run(main())
+
+
+def test_a_connection_is_kept_for_the_next_call(wire: Wire) -> None:
+    """Calls one after the other do not pay for a new connection each."""
+
+    async def main() -> None:
+        async with ProviderManager(config(wire, provider="openai")) as own:
+            for _ in range(5):
+                await (await own.generate_response("Hi", "ok"))
+
+    asyncio.run(main())
+    assert len({request.connection for request in wire.requests}) == 1
+
+
+def test_closing_stops_what_still_streams(wire: Wire) -> None:
+    """Leaving `async with` leaves nothing behind: a stream that still runs is stopped and its socket closed."""
+
+    async def main() -> str:
+        async with ProviderManager(config(wire, provider="openai")) as own:
+            stream = await own.generate_response("Hi", "slow")
+            assert await anext(stream)
+        assert stream.ended.done()
+        return stream.state
+
+    assert asyncio.run(main()) == "interrupted"
+    wire.wait_closed(1)
+    wire.wait_connections(0)
+
+
+def test_an_alias_of_a_model_can_be_switched_to(wire: Wire) -> None:
+    """`switch_llm_provider` takes what `set_model` takes: an alias of a model, and of a provider."""
+
+    async def main() -> None:
+        async with ProviderManager(config(wire, aliases={"fast": "openai:ok", "work": "openai"})) as own:
+            await own.switch_llm_provider("fast")
+            assert (own.get_current_provider(), own.get_current_model()) == ("openai", "ok")
+            await own.switch_llm_provider("work:slow")
+            assert own.get_current_model() == "slow"
+
+    asyncio.run(main())
+
+
+def test_a_provider_that_does_not_close_keeps_no_other_open(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    """Closing goes on after a failure, which is logged."""
+
+    async def main() -> None:
+        own = ProviderManager(config(wire, provider="openai"))
+        await (await own.generate_response("Hi", "ok"))
+        await own.get_available_models("huggingface")
+        own._slots["huggingface"].provider.aclose = lambda: asyncio.sleep("no")  # type: ignore[method-assign, arg-type]
+        await own.close()
+
+    asyncio.run(main())
+    wire.wait_connections(0)
+    assert "did not close" in caplog.text
+
+
 def test_each_provider_remembers_its_model(wire: Wire) -> None:
     """Switching away and back finds the model that was set."""
 

@@ -10,7 +10,7 @@ import pytest
 from nbllm import ConfigManager, ProviderManager, Response, ResponseStream
 from nbllm.errors import IncompleteStreamError, UsageError
 from nbllm.response import Record
-from nbllm.types import Finish, ToolCall, ToolCallDelta, Usage
+from nbllm.types import Finish, TextDelta, ToolCall, ToolCallDelta, Usage
 from tests.wire import Wire
 
 
@@ -162,6 +162,70 @@ def test_reading_in_a_task_that_is_cancelled_stops_the_call(wire: Wire) -> None:
 
     stream = asyncio.run(main())
     assert (stream.state, stream.text) == ("interrupted", "a")
+
+
+def test_closing_waits_for_the_socket_even_after_a_cancel(wire: Wire) -> None:
+    """`cancel` returns at once; a following `aclose` or `close` returns when the connection is closed."""
+    own = manager(wire)
+
+    async def main() -> None:
+        stream = await own.generate_response("Hi", "slow")
+        stream.cancel()
+        await stream.aclose()
+        assert stream.ended.done()
+        await own.close()
+
+    asyncio.run(main())
+    stream = own.start("Hi", "slow")
+    stream.cancel()
+    stream.close()
+    assert stream.ended.done()
+    asyncio.run(own.close())
+
+
+def test_a_failed_stream_stays_failed(wire: Wire) -> None:
+    """Awaiting it again raises again: half an answer is never handed over as a whole one."""
+    own = manager(wire)
+
+    async def main() -> None:
+        stream = own.start("Hi", "cut")
+        for _ in range(2):
+            with pytest.raises(IncompleteStreamError):
+                await stream
+        with pytest.raises(IncompleteStreamError):
+            aiter(stream)
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_two_readers_of_one_stream_are_told(wire: Wire) -> None:
+    """The second reader gets an error, and the first its text."""
+    own = manager(wire)
+    script = wire.script("m", deltas=["a", "b"], gates=[1])
+
+    async def main() -> None:
+        stream = await own.generate_response("Hi", "m")
+        assert await anext(stream) == "a"
+        first = asyncio.create_task(anext(stream))
+        await asyncio.to_thread(script.wait_gate)
+        with pytest.raises(UsageError, match="somebody else"):
+            await anext(stream)
+        assert not first.done()
+        await own.close()
+        first.cancel()
+        await asyncio.wait([first])
+
+    asyncio.run(main())
+
+
+def test_nothing_arrives_after_the_end() -> None:
+    """A stream that was stopped stays stopped, whatever was still on its way."""
+    record = Record("openai", "m")
+    record.end("interrupted")
+    record.add([TextDelta("late")])
+    record.end("complete")
+    assert (record.state, record.text) == ("interrupted", "")
 
 
 def test_a_burst_is_one_piece_per_read(wire: Wire) -> None:

@@ -136,10 +136,14 @@ function stopButton(model) {
   button.onclick = async () => {
     button.disabled = true;
     model.send({ ask: "stop" });
-    // Kernels without subshells handle the click only after the cell: then interrupt the cell instead.
-    const stopped = new Promise((done) => model.on("change:final", () => done(true)));
+    // Kernels without subshells handle the click only after the cell: then interrupt the cell instead. Not when the click was
+    // heard or the cell has ended meanwhile, or the interrupt would strike the next cell.
+    const heard = new Promise((done) => {
+      model.on("msg:custom", ({ stopping }) => stopping && done(true));
+      model.on("change:final", () => done(true));
+    });
     const late = new Promise((done) => setTimeout(() => done(false), 400));
-    if (!(await Promise.race([stopped, late])) && model.get("blocking")) model.widget_manager?.kernel?.interrupt();
+    if (!(await Promise.race([heard, late])) && !model.get("final")) model.widget_manager?.kernel?.interrupt();
   };
   return button;
 }

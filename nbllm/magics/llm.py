@@ -44,11 +44,11 @@ class LLMMagics(Magics):
         session = get_session()
         shell = self.shell
         assert shell is not None  # noqa: S101 - a registered magic has its shell
-        prompt = cell.strip("\n")
+        prompt, filled = cell.strip("\n"), tuple[str, ...]()
         if not arguments.raw:
-            filled = interpolate(prompt, shell.user_ns)
-            prompt = filled.text
-            for hint in filled.hints:
+            found = interpolate(prompt, shell.user_ns)
+            prompt, filled = found.text, tuple(found.filled)
+            for hint in found.hints:
                 print(hint)
         stream = session.manager.start(
             session.messages(prompt, arguments.system),
@@ -57,6 +57,6 @@ class LLMMagics(Magics):
             temperature=arguments.temperature,
             **arguments.model_options,
         )
-        response = follow(stream, lambda: open_view(shell, stream))
+        response = follow(stream, lambda: open_view(shell, stream), filled)
         if arguments.output:
             shell.user_ns[arguments.output] = response

@@ -19,7 +19,7 @@ from nbllm.errors import Phase, ProviderError
 from nbllm.providers import mapping
 from nbllm.providers.base import Provider
 from nbllm.providers.sse import SSEDecoder
-from nbllm.providers.transport import async_client
+from nbllm.providers.transport import async_client, drained
 from nbllm.types import (
     Completion,
     Event,
@@ -83,9 +83,12 @@ class OpenAIProvider(Provider):
 
     async def decode(self, stream: Any, request: Request) -> AsyncIterator[list[Event]]:
         """Decodes the response itself: the SDK's object for each event costs six times what its JSON does."""
-        decoder, head, seen, done, finished = SSEDecoder(), b"", False, False, False
-        async for chunk in stream.response.aiter_bytes():
-            received = decoder.feed(chunk)
+        decoder, head, finished = SSEDecoder(), b"", False
+        seen = done = False
+        body = stream.response.aiter_bytes()
+        while not done:
+            chunk = await anext(body, b"")
+            received = decoder.feed(chunk) if chunk else decoder.end()
             seen = seen or bool(received)
             if not seen:
                 head = (head + chunk)[:2000]
@@ -102,17 +105,14 @@ class OpenAIProvider(Provider):
                 events.append(Finish("stop"))
             if events:
                 yield events
-            if done:
-                return
+            if not chunk:
+                break
         if not seen:
             raise errors.ResponseFormatError(
                 f"{self.label} answered {request.model} with something that is no stream: {_preview(head)}",
                 action=f"Check the base URL, {self.base_url}: a proxy or another service may answer there.",
             )
-        events = []
-        for _, data in decoder.end():
-            self._events(data, events, request)
-        yield events
+        await drained(body)
 
     def _events(self, data: str, events: list[Event], request: Request) -> bool:
         """Append one chunk's events; whether the chunk names a reason to finish."""
@@ -123,6 +123,8 @@ class OpenAIProvider(Provider):
                 raise self._error(error, None, request.model)
             finished = False
             for choice in choices:
+                if choice.get("index"):  # `n` of more than one: a stream is one answer, the first
+                    continue
                 delta = choice.get("delta") or {}
                 if text := delta.get("content") or delta.get("refusal"):
                     events.append(TextDelta(text))
@@ -156,7 +158,7 @@ class OpenAIProvider(Provider):
     async def complete(self, request: Request) -> Completion:
         answer = await self._client.chat.completions.create(**self._arguments(request), stream=False)
         raw = answer.model_dump() if hasattr(answer, "model_dump") else {}
-        if not raw.get("choices"):
+        if not raw.get("choices") or not raw["choices"][0].get("message"):
             raise errors.ResponseFormatError(
                 f"{self.label} answered {request.model} with something that is no completion.",
                 action=f"Check the base URL, {self.base_url}: a proxy or another service may answer there.",

@@ -7,7 +7,10 @@ key, goes only to the origin that was configured.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncIterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,7 +20,7 @@ from nbllm.errors import PermissionDeniedError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["async_client"]
+__all__ = ["async_client", "drained"]
 
 
 @cache
@@ -55,3 +58,17 @@ def async_client(provider: str, base_url: str, timeout: float) -> httpx2.AsyncCl
         event_hooks={"request": [check]},
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
     )
+
+
+async def drained(body: AsyncIterator[bytes]) -> None:
+    """Read what follows a stream's last event, mostly here already.
+
+    HTTP/1.1 keeps a connection only when its body was read to the end; without this, each request would pay a new TCP
+    and TLS handshake. A server that does not end the body soon, or ends it badly, costs the connection, not the answer.
+    """
+    import httpx2
+
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(0.1):
+            async for _ in body:
+                pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def test_an_answer_streams_and_ends_as_static_markdown(shell: Kernel, server: Wi
     output = answer(running.result())
     assert output.data["text/markdown"] == output.data["text/plain"] == "**Hello** there"
     assert output.metadata["nbllm"] == {
-        "provider": "openai", "model": "m", "state": "complete", "finish_reason": "stop",
+        "provider": "openai", "model": "m", "state": "complete", "finish_reason": "stop", "filled_in": [],
         "usage": {"input_tokens": 1, "output_tokens": 3},
     }  # fmt: skip
 
@@ -135,6 +136,49 @@ def test_an_interrupt_before_the_answer_begins_closes_the_request(shell: Kernel,
     server.wait_closed(2)
 
 
+def test_an_interrupt_before_the_view_is_open_stops_the_stream(shell: Kernel, server: Wire) -> None:
+    """However early the interrupt comes, no request runs on unseen."""
+    code = """
+    import nbllm.display.answer as answer
+    from nbllm.session import get_manager
+    def interrupted(): raise KeyboardInterrupt
+    answer.follow(get_manager().start("Hi", "openai:slow"), interrupted)
+    """
+    error = shell.run(textwrap.dedent(code)).error
+    assert error is not None
+    assert error.ename == "Interrupted"
+    server.wait_idle()
+    assert all(request.sent < 100 for request in server.requests)
+
+
+def test_a_view_that_fails_stops_the_stream_and_leaves_no_widget(shell: Kernel, server: Wire) -> None:
+    """A fault in drawing is raised; the provider is stopped and the output is static all the same."""
+    code = """
+    import nbllm.display.answer as answer
+    from nbllm.display.text import OutputView
+    from nbllm.session import get_manager
+    class Broken(OutputView):
+        def push(self, text): raise ZeroDivisionError
+    answer.follow(get_manager().start("Hi", "openai:slow"), Broken)
+    """
+    result = shell.run(textwrap.dedent(code))
+    assert result.error is not None
+    assert result.error.ename == "ZeroDivisionError"
+    server.wait_closed(1)
+    assert "Stopped here." in result.displays[0].data["text/plain"]
+
+
+def test_views_do_not_pile_up(shell: Kernel, server: Wire) -> None:
+    """Where no front end asks for a finished view to be closed, the oldest are closed all the same."""
+    for _ in range(12):
+        shell.run("%%llm openai:ok-2\nHi", cell_id="cell-9").check()
+    left = [comm for comm in shell.comms.values() if "key" in comm.state and not comm.closed]
+    assert len(left) <= 4
+    code = "import gc; from nbllm import ResponseStream; gc.collect()"
+    shell.run(code)
+    assert shell.value("sum(type(o) is ResponseStream for o in gc.get_objects())") <= 1
+
+
 def test_a_cut_answer_is_an_error_that_keeps_the_text(shell: Kernel) -> None:
     """An answer that breaks off is never shown as a whole one."""
     result = shell.run("%%llm openai:cut\nHi")
@@ -164,7 +208,9 @@ def test_interpolation_fills_in_names_and_never_calls(shell: Kernel, server: Wir
     """Names are filled in, a call needs {=…}, everything else and --raw is sent as it stands."""
     shell.run("name, calls = 'Ada', []\ndef boom(): calls.append(1)")
     cell = '%%llm openai:ok\n{name} {boom()} {=1 + 1} {"a": 1} {name.__class__}\n```\n{name}\n```'
-    assert shell.run(cell).error is None
+    output = answer(shell.run(cell))
+    assert output.metadata["nbllm"]["filled_in"] == ["name", "=1 + 1"]
+    assert output.data["text/plain"].endswith("*Filled in: `{name}`, `{=1 + 1}`.*")
     sent = server.requests[0].body["messages"][-1]["content"]
     assert sent == 'Ada {boom()} 2 {"a": 1} {name.__class__}\n```\n{name}\n```'
     assert shell.value("calls") == []

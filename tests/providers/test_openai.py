@@ -193,6 +193,31 @@ def test_every_fault_is_the_right_error_and_keeps_the_text(
     assert KEY not in repr(error) + str(error)
 
 
+def test_the_last_event_may_lack_its_blank_line(wire: Wire) -> None:
+    """A server that closes right after `data: [DONE]` has said that it is done."""
+    wire.script("m", body=b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\ndata: [DONE]')
+    assert ask(wire, "m") == "a"
+
+
+def test_of_several_choices_the_first_is_the_answer(wire: Wire) -> None:
+    """Two answers asked for at once are not mixed into one."""
+    chunks = [(0, "one "), (1, "EINS "), (0, "two"), (1, "ZWEI")]
+    events = [f'data: {{"choices": [{{"index": {i}, "delta": {{"content": "{text}"}}}}]}}\n\n' for i, text in chunks]
+    wire.script("m", body="".join([*events, "data: [DONE]\n\n"]).encode())
+    assert ask(wire, "m", n=2) == "one two"
+
+
+def test_a_completion_without_a_message_is_no_completion(wire: Wire) -> None:
+    """A server that answers with something else than a completion is told from one that answers."""
+    wire.script("m", body=b'{"choices": [{"index": 0}]}')
+
+    async def use(manager: ProviderManager) -> None:
+        await manager.generate_response("Hi", "m", stream=False)
+
+    with pytest.raises(errors.ResponseFormatError, match="no completion"):
+        with_manager(wire, use)
+
+
 def test_nothing_listening_is_said_with_the_address(wire: Wire) -> None:
     """A local server that is not running is the most common fault of all: the error names the address."""
     wire.stop()

@@ -57,7 +57,8 @@ class Wire(Log):
     def start(self) -> Self:
         """Bind and serve; when this returns, clients can connect."""
         # Bound here, so that the address is known and an address in use raises in the caller's thread.
-        sock = socket.socket()
+        # With the protocol named, or asyncio leaves Nagle's algorithm on: 40 ms before an answer's second write.
+        sock = socket.socket(proto=socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", self._port))
