@@ -130,6 +130,7 @@ def test_themes_and_screenshots(notebook: Callable[..., Notebook], monkeypatch: 
     monkeypatch.delenv("NBLLM_SCREENSHOTS", raising=False)
     nb = notebook("print('hello')")
     nb.run(0)
+    nb.theme("light")  # the page is shared: another test may have left it dark
     light = nb.screenshot("light")
     nb.theme("dark")
     dark, element = nb.screenshot("dark"), nb.screenshot("element", nb.output(0))
