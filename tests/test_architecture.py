@@ -16,11 +16,8 @@ import nbllm
 
 PACKAGE = Path(nbllm.__file__).parent
 LEVELS = (
-    {
-        "errors",
-        "types",
-        "display.safe",
-    },  # pure text functions: `Response` displays by them, wherever it is displayed
+    # `display.safe` are pure text functions: `Response` displays by them, wherever it is displayed.
+    {"errors", "types", "display.safe", "display.safe_inline", "display.safe_characters"},
     {"_loop"},
     {"config", "response", "cache", "accounting", "conversation", "retry"},
     {"local", "providers"},
