@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NbllmError as exc:
         print(f"nbllm: {exc.message}", *([f"→ {exc.action}"] if exc.action else []), sep="\n", file=sys.stderr)
         return 1
+    except OSError as exc:
+        print(f"nbllm: {exc.filename}: {exc.strerror}\n→ Choose a folder that can be written to.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nnbllm: interrupted", file=sys.stderr)
         return 130

@@ -8,10 +8,12 @@ everything else in it is ignored until the user says `%llm trust`, which is reme
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,29 +27,6 @@ import platformdirs
 from nbllm.errors import ConfigError, UntrustedConfigError
 
 __all__ = ["ConfigManager", "ProviderSettings", "Secret", "origin"]
-
-DEFAULTS: Final[Mapping[str, Any]] = {
-    "max_tokens": 4000,
-    "temperature": 0.0,
-    "timeout": 300.0,
-    "display": "auto",
-}
-
-PROJECT_MAY_SET: Final = frozenset({"provider", "model", "max_tokens", "temperature", "aliases"})
-PROJECT_MAY_SET_OF_A_PROVIDER: Final = frozenset({"model", "max_tokens", "temperature"})
-
-TYPES: Final[Mapping[str, tuple[type, ...]]] = {
-    "provider": (str,),
-    "model": (str,),
-    "max_tokens": (int,),
-    "temperature": (int, float),
-    "timeout": (int, float),
-    "system": (str,),
-    "display": (str,),
-    "aliases": (dict,),
-    "providers": (dict,),
-}
-"""Every top-level setting and what it may hold."""
 
 
 class Secret:
@@ -78,6 +57,51 @@ class Secret:
         raise TypeError("a key is not pickled")
 
 
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "max_tokens": 4000,
+    "temperature": 0.0,
+    "timeout": 300.0,
+    "display": "auto",
+}
+
+PROJECT_MAY_SET: Final = frozenset({"provider", "model", "max_tokens", "temperature", "aliases"})
+PROJECT_MAY_SET_OF_A_PROVIDER: Final = frozenset({"model", "max_tokens", "temperature"})
+
+LARGEST: Final = 1 << 20
+"""Bytes of a configuration file that are read: somebody else's is not to fill the memory."""
+
+OF_A_PROVIDER: Final[Mapping[str, tuple[type, ...]]] = {
+    "model": (str,),
+    "base_url": (str,),
+    "api_key": (str, Secret),
+    "api_key_env": (str,),
+    "max_tokens": (int,),
+    "temperature": (int, float),
+    "timeout": (int, float),
+}
+"""What the settings of `[providers.NAME]` that nbllm itself reads may hold."""
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "max_tokens": (1, 2**31),
+    "temperature": (0, 2),
+    "timeout": (0.001, 86_400),
+}
+"""The least and the most of a number."""
+
+TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "provider": (str,),
+    "model": (str,),
+    "max_tokens": (int,),
+    "temperature": (int, float),
+    "timeout": (int, float),
+    "system": (str,),
+    "display": (str,),
+    "aliases": (dict,),
+    "providers": (dict,),
+}
+"""Every top-level setting and what it may hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """What a provider is built from.
@@ -97,6 +121,9 @@ class ProviderSettings:
     base_url_source: str = "default"
     timeout: float = 300.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+_KEY_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 
 
 def origin(url: str) -> str:
@@ -129,9 +156,9 @@ class ConfigManager:
     ) -> None:
         self.logger = logging.getLogger("nbllm")
         self.user_file = user_file or Path(platformdirs.user_config_dir("nbllm", appauthor=False)) / "config.toml"
-        self.project_file = project_file or _nearest_project_file(Path.cwd(), self.user_file)
+        self.project_file = project_file or _nearest_project_file(self.user_file)
         self._environ = environ
-        self._runtime: dict[str, Any] = dict(runtime or {})
+        self._runtime: dict[str, Any] = copy.deepcopy(dict(runtime or {}))
         _check(self._runtime, "the arguments")
         self._user: dict[str, Any] = {}
         self._project: dict[str, Any] = {}
@@ -188,6 +215,7 @@ class ConfigManager:
         if value is None:
             self._runtime.pop(name, None)
             return
+        value = copy.deepcopy(value)
         _check({name: value}, "the setting")
         self._runtime[name] = value
 
@@ -232,17 +260,28 @@ class ConfigManager:
     def key(self, name: str, variables: tuple[str, ...] = ()) -> Secret | None:
         """The provider's key: runtime, then environment, then keyring, then the user's file."""
         if own := self._of_provider(name, "runtime").get("api_key"):
-            return Secret(str(own))
+            return _secret(own, f"[providers.{name}] api_key")
         named = self.provider(name).get("api_key_env")
         for variable in (*([named] if named else []), *variables):
             if value := self.environ.get(variable, "").strip():
-                return Secret(value)
+                return _secret(value, variable)
         if ringed := _from_keyring(name):
-            return Secret(ringed)
+            return _secret(ringed, "the keyring")
         for layer in ("project", "user"):
             if own := self._of_provider(name, layer).get("api_key"):
-                return Secret(str(own))
+                return _secret(own, f"[providers.{name}] api_key")
         return None
+
+    def redact(self, text: str) -> str:
+        """The text without the keys that are known here: what the environment calls a key, and the files' own."""
+        known = {value: name for name, value in self.environ.items() if len(value) >= 8 and _KEY_NAME.search(name)}
+        for layer in (self._user, self._project, self._runtime):
+            for name, table in layer.get("providers", {}).items():
+                if key := table.get("api_key"):
+                    known[key.reveal()] = name
+        for value in sorted(known, key=len, reverse=True):
+            text = text.replace(value, f"[{known[value]}]")
+        return text
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -251,7 +290,7 @@ class ConfigManager:
 
     def _base_url(self, name: str, url_variables: tuple[str, ...]) -> tuple[str | None, str]:
         if url := self._of_provider(name, "runtime").get("base_url"):
-            return url, "runtime"
+            return _checked_url(url, f"[providers.{name}] base_url"), "runtime"
         own = f"NBLLM_{name.upper().replace('-', '_')}_BASE_URL"
         for variable in (own, *url_variables):
             if url := self.environ.get(variable, "").strip():
@@ -289,7 +328,11 @@ class ConfigManager:
         return found
 
 
-def _nearest_project_file(folder: Path, user_file: Path) -> Path | None:
+def _nearest_project_file(user_file: Path) -> Path | None:
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:  # the working folder was deleted
+        return None
     for candidate in (folder, *folder.parents):
         path = candidate / "nbllm.toml"
         if path.is_file() and path != user_file:
@@ -300,14 +343,15 @@ def _nearest_project_file(folder: Path, user_file: Path) -> Path | None:
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:
     """The file's settings, checked, and the hash of its bytes and place; `({}, None)` where there is no file."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST)
     except FileNotFoundError:
         return {}, None
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}.", action="Mend its permissions.") from exc
     try:
-        settings = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        settings = tomllib.loads(content.decode("utf-8-sig"))  # Windows' editor writes a byte order mark
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{path} is not valid TOML: {exc}.", action="Mend that line, or remove the file.") from exc
     _check(settings, str(path))
     # The place is part of it: trust in one project's file says nothing of a copy of it elsewhere.
@@ -315,26 +359,57 @@ def _read(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _check(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse what cannot be used. The values themselves are never said: one of them may be a key."""
     for name, value in settings.items():
         if name not in TYPES:
             raise ConfigError(
-                f"{where}: there is no setting {name!r}.",
-                action=f"The settings are: {', '.join(sorted(TYPES))}.",
+                f"{where}: there is no setting {name!r}.", action=f"The settings are: {', '.join(sorted(TYPES))}."
             )
-        if not isinstance(value, TYPES[name]) or isinstance(value, bool):
-            wanted = " or ".join(kind.__name__ for kind in TYPES[name])
-            raise ConfigError(f"{where}: {name} must be {wanted}, not {value!r}.", action="Correct it.")
-    for table in ("providers", "aliases"):
-        kind = dict if table == "providers" else str
-        for name, value in settings.get(table, {}).items():
-            if not isinstance(value, kind):
-                raise ConfigError(f"{where}: [{table}] {name} must be {kind.__name__}.", action="Correct it.")
+        _check_value(name, value, TYPES[name], where)
+    for alias, target in settings.get("aliases", {}).items():
+        _check_value(f"[aliases] {alias}", target, (str,), where)
+    for provider, table in settings.get("providers", {}).items():
+        _check_value(f"[providers] {provider}", table, (dict,), where)
+        for name, value in table.items():
+            kinds = OF_A_PROVIDER.get(name)
+            if kinds:
+                _check_value(f"[providers.{provider}] {name}", value, kinds, where)
+            if name == "api_key" and not isinstance(value, Secret):
+                table[name] = _secret(value, f"{where}: [providers.{provider}] api_key")
+
+
+def _check_value(name: str, value: object, kinds: tuple[type, ...], where: str) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{where}: {name} must be {wanted}, not {type(value).__name__}.", action="Correct it.")
+    low, high = RANGES.get(name.rpartition(" ")[2], (None, None))
+    if isinstance(value, (int, float)) and low is not None and high is not None and not low <= value <= high:
+        raise ConfigError(f"{where}: {name} must be from {low:g} to {high:g}.", action="Correct it.")
+
+
+def _secret(value: object, where: str) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    text = str(value).strip()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigError(
+            f"The key in {where} holds a character that no key has: a line break, a space or a curly quote.",
+            action="Copy it again.",
+        )
+    return Secret(text)
 
 
 def _checked_url(url: str, where: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{where} is not a URL: {url!r}.", action="Give one such as http://localhost:8000/v1.")
+    try:
+        parts = urlsplit(url)
+        plain = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        plain = plain and not (parts.username or parts.password or parts.query or parts.fragment)
+    except ValueError:
+        plain = False
+    if not plain:  # it is not said: it may hold a password
+        raise ConfigError(
+            f"{where} is not a plain http or https URL.", action="Give one such as http://localhost:8000/v1."
+        )
     return url
 
 
@@ -344,10 +419,15 @@ def _harmless(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
     ignored = [name for name in settings if name not in PROJECT_MAY_SET and name != "providers"]
     for provider, table in settings.get("providers", {}).items():
         kept = {name: value for name, value in table.items() if name in PROJECT_MAY_SET_OF_A_PROVIDER}
-        ignored += [f"providers.{provider}.{name}" for name in table if name not in kept]
+        # The names are the file's own words and are shown in terminals.
+        ignored += [_shown(f"providers.{provider}.{name}") for name in table if name not in kept]
         if kept:
             allowed.setdefault("providers", {})[provider] = kept
     return allowed, tuple(ignored)
+
+
+def _shown(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _trust_file() -> Path:
@@ -357,7 +437,7 @@ def _trust_file() -> Path:
 def _trusted() -> dict[str, str]:
     try:
         found = json.loads(_trust_file().read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -366,10 +446,13 @@ def _remember_trust(path: Path, digest: str | None) -> None:
     if digest is None:
         raise ConfigError(f"{path} is gone.", action="Nothing needs trust: go on.")
     file = _trust_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({**_trusted(), digest: str(path.resolve())}, indent=1), "utf-8")
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({**_trusted(), digest: str(path.resolve())}, indent=1), "utf-8")
+        temporary.replace(file)
+    except OSError as exc:
+        raise ConfigError(f"{file} cannot be written: {exc.strerror}.", action="Mend its permissions.") from exc
 
 
 @cache

@@ -76,9 +76,10 @@ class NbllmError(Exception):
     """
 
     def __init__(self, message: str, *, action: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.action = action
+        # A provider's message is somebody else's text and is shown in terminals: no escape sequences, one line.
+        self.message = _plain(message)
+        self.action = _plain(action) if action else action
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.action}" if self.action else self.message
@@ -92,7 +93,6 @@ class NbllmError(Exception):
 
 
 def _plain(text: str) -> str:
-    # A provider's message is somebody else's text and is shown in a terminal: no escape sequences, one line.
     return "".join(c if c.isprintable() else " " for c in text)
 
 

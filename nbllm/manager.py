@@ -19,7 +19,7 @@ from nbllm._loop import GRACE, BackgroundLoop, Channel, Job, background_loop, re
 from nbllm.config import ConfigManager, ProviderSettings
 from nbllm.providers import ProviderSpec, provider_class, registry
 from nbllm.response import Record, Response, ResponseStream
-from nbllm.types import Event, Message, ModelInfo, Request, TextDelta, coalesced
+from nbllm.types import Event, Message, ModelInfo, Request, TextDelta, coalesced, whole_characters
 
 if TYPE_CHECKING:
     from nbllm.local import LocalModels
@@ -100,7 +100,7 @@ class ProviderManager:
             NbllmError: where that provider cannot be built; the error says what to do.
         """
         self = cls(config_manager)
-        await self.switch_llm_provider(f"{self._provider}:{self.get_current_model()}")
+        await self._ours().bridge(self._switch(self._spec(self._provider), self.get_current_model()))
         return self
 
     # -- what is current
@@ -143,7 +143,7 @@ class ProviderManager:
             return self._provider, self.get_current_model()
         aliases = self.config.aliases
         seen = set()
-        while model in aliases and model not in seen and model.lower() not in registry():
+        while model in aliases and model not in seen and model.partition(":")[0].lower() not in registry():
             seen.add(model)
             model = aliases[model]
         if model.lower() in registry():
@@ -151,7 +151,9 @@ class ProviderManager:
         left, colon, right = model.partition(":")
         # A registered name goes before an alias of it: an alias cannot stand in a provider's way.
         provider = left.lower() if left.lower() in registry() else aliases.get(left, left).lower()
-        if colon and right and provider in registry():
+        if colon and provider in registry():
+            if not right:
+                raise errors.ConfigError(f"{model} names no model.", action="Write the model behind the colon.")
             return provider, right
         return self._provider, model
 
@@ -166,7 +168,7 @@ class ProviderManager:
         Raises:
             NbllmError: where it cannot be; the old one stays current and usable, and the error says what to do.
         """
-        aliases = {} if llm_provider.lower() in registry() else self.config.aliases
+        aliases = {} if llm_provider.partition(":")[0].lower() in registry() else self.config.aliases
         name, _, model = aliases.get(llm_provider, llm_provider).partition(":")
         spec = self._spec(aliases.get(name, name))
         await self._ours().bridge(self._switch(spec, model or None))
@@ -495,9 +497,10 @@ class ProviderManager:
 
         def flush() -> None:
             if pending:
-                record.add(batch := coalesced(pending))
-                channel.put(batch)
+                batch = coalesced(pending)
                 pending.clear()
+                record.add(batch)
+                channel.put(batch)
 
         try:
             await self._attempt(
@@ -571,7 +574,7 @@ class ProviderManager:
 async def _name_the_closest(provider: Provider, error: errors.ModelNotFoundError) -> None:
     from nbllm.providers.mapping import model_not_found
 
-    with contextlib.suppress(errors.ProviderError, TimeoutError):  # a hint is not worth a second error
+    with contextlib.suppress(Exception):  # a hint is not worth a second error
         async with asyncio.timeout(5):
             model_not_found(error, [model.id for model in await provider.list_models()])
 
@@ -609,7 +612,7 @@ def _message(index: int, message: object) -> Message:
             f"messages[{index}] has {', '.join(sorted(map(repr, unknown)))}, which would be lost.",
             action="Leave it out.",
         )
-    return Message(**{**message, "content": str(message["content"])})
+    return Message(**{**message, "content": whole_characters(str(message["content"]))})
 
 
 def _text_of(chunk: Any) -> str:

@@ -28,6 +28,7 @@ from nbllm.types import (
     ToolCallDelta,
     Usage,
     UsageUpdate,
+    whole_characters,
 )
 
 __all__ = ["CodeBlock", "Record", "Response", "ResponseStream"]
@@ -95,7 +96,7 @@ class Record:
     @property
     def text(self) -> str:
         """The answer so far."""
-        return "".join(self._text)
+        return whole_characters("".join(self._text))
 
     @property
     def reasoning(self) -> str:

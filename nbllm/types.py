@@ -25,6 +25,7 @@ __all__ = [
     "Usage",
     "UsageUpdate",
     "coalesced",
+    "whole_characters",
 ]
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -223,6 +224,15 @@ class ModelInfo:
     input_price: float | None = None
     output_price: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def whole_characters(text: str) -> str:
+    """The text with halves of characters (surrogates, which JSON can hold) put together, lone ones replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def coalesced(events: list[Event]) -> list[Event]:

@@ -79,6 +79,17 @@ def test_a_demo_that_fails_shows_the_error_and_keeps_what_it_has(tmp_path: Path,
     assert (tmp_path / "out" / "01_quickstart.html").is_file()
 
 
+@pytest.mark.parametrize("command", ["demo", "lab"])
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, command: str) -> None:
+    """A file in the way, or a read-only place: two lines in place of a traceback."""
+    (tmp_path / "file").write_text("")
+    folder = str(tmp_path / "file" / "below")
+    done = run(command, *(["--output", folder] if command == "demo" else [folder]), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Choose a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_demo_without_the_local_extra_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

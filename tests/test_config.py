@@ -202,7 +202,7 @@ def test_bad_values_from_elsewhere_are_named_too(tmp_path: Path) -> None:
     """Environment variables and URLs are checked as files are."""
     with pytest.raises(ConfigError, match="NBLLM_MAX_TOKENS"):
         manager(tmp_path, NBLLM_MAX_TOKENS="many").get("max_tokens")
-    with pytest.raises(ConfigError, match="is not a URL"):
+    with pytest.raises(ConfigError, match="is not a plain"):
         manager(tmp_path, NBLLM_OPENAI_BASE_URL="localhost:8000").settings("openai")
     with pytest.raises(ConfigError, match="no setting 'colour'"):
         manager(tmp_path).set("colour", "red")
@@ -215,6 +215,96 @@ def test_a_key_shows_nowhere_but_by_reveal() -> None:
     assert secret.reveal() == "sk-very-secret"
     with pytest.raises(TypeError):
         pickle.dumps(secret)
+
+
+@pytest.mark.parametrize("key", ["sk-abc\ndef", "sk-“abc”", "sk-abc def", "sk-ü"])
+def test_a_key_that_was_pasted_badly_is_refused_without_showing_it(tmp_path: Path, key: str) -> None:
+    """A line break, a curly quote: the error names the variable, not the key."""
+    with pytest.raises(ConfigError, match="MINE holds a character") as caught:
+        manager(tmp_path, MINE=key).key("openai", ("MINE",))
+    assert "abc" not in repr(caught.value)
+    assert manager(tmp_path, MINE=" sk-fine\n").key("openai", ("MINE",)) == Secret("sk-fine")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:sk-secret@host/v1", "https://host/v1?key=sk-secret", "http://host:99999/"]
+)
+def test_a_url_that_is_not_plain_is_refused_without_showing_it(tmp_path: Path, url: str) -> None:
+    """Credentials in a URL would end up in messages and logs."""
+    with pytest.raises(ConfigError, match="NBLLM_OPENAI_BASE_URL is not a plain") as caught:
+        manager(tmp_path, NBLLM_OPENAI_BASE_URL=url).settings("openai")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_value_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
+    """It may be a key that was written into the wrong line."""
+    with pytest.raises(ConfigError) as caught:
+        manager(tmp_path, 'providers = "sk-secret"')
+    assert "secret" not in str(caught.value)
+
+
+def test_a_configuration_gives_no_key_away(tmp_path: Path) -> None:
+    """A key in the file is a Secret wherever it is looked at, and keeps the configuration from being pickled."""
+    config = manager(tmp_path, '[providers.openai]\napi_key = "sk-secret-0123"')
+    shown = repr([config.provider("openai"), config.get("providers"), vars(config), config.settings("openai")])
+    assert "sk-secret" not in shown
+    with pytest.raises(TypeError):
+        pickle.dumps(config)
+    runtime = {"providers": {"openai": {"api_key": "sk-secret-0123"}}}
+    assert "sk-secret" not in repr(vars(ConfigManager(runtime=runtime)))
+    assert runtime == {"providers": {"openai": {"api_key": "sk-secret-0123"}}}
+
+
+def test_known_keys_are_taken_out_of_text(tmp_path: Path) -> None:
+    """Whatever the environment calls a key, token or password, and the files' own keys."""
+    user = '[providers.openai]\napi_key = "sk-file-0123"'
+    config = manager(tmp_path, user, MY_API_KEY="sk-env-0123456789", GITHUB_TOKEN="ghp_0123456789", HOME="/home/ada")
+    text = "a sk-env-0123456789 b ghp_0123456789 c sk-file-0123 d /home/ada"
+    assert config.redact(text) == "a [MY_API_KEY] b [GITHUB_TOKEN] c [openai] d /home/ada"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model=" + "[" * 50000,
+        "max_tokens=" + "9" * 5000,
+        "max_tokens = 0",
+        "temperature = 9.0",
+        "timeout = -1",
+        "[providers.openai]\nmodel = 5",
+        "[providers.openai]\nbase_url = 5",
+        "[providers.openai]\ntimeout = 'abc'",
+    ],
+)
+def test_a_hostile_file_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
+    """Nesting without end, numbers without end, values that make no sense: named, with what to do."""
+    with pytest.raises(ConfigError) as caught:
+        manager(tmp_path, project=text)
+    assert caught.value.action
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """Windows' editor writes one."""
+    assert manager(tmp_path, "\ufeffmax_tokens = 5").get("max_tokens") == 5
+
+
+def test_what_an_untrusted_file_names_is_shown_without_its_escapes(tmp_path: Path) -> None:
+    """A setting's name must not clear the line that says what is ignored."""
+    config = manager(tmp_path, project='[providers."\\u001b[2K"]\nbase_url = "http://evil.example"')
+    assert config.ignored == ("providers.?[2K.base_url",)
+
+
+def test_trust_that_cannot_be_remembered_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be written to ends in an error of ours; a torn list of trust is as good as none."""
+    config = manager(tmp_path, project=HOSTILE)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        config.trust()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    config.trust()
+    (tmp_path / "data" / "nbllm" / "trusted.json").write_text("[" * 100_000)
+    assert manager(tmp_path, project=HOSTILE).ignored
 
 
 def test_origins_name_their_port() -> None:

@@ -43,12 +43,19 @@ def test_the_default_is_the_bundled_model_where_no_provider_has_a_key() -> None:
         ("fast", ("openai", "gpt-5-nano")),
         ("work:gpt-5", ("openai", "gpt-5")),
         ("loop", ("openai", "loop")),
+        ("huggingface:bundled", ("huggingface", "bundled")),
         ("", ("openai", "gpt-5.4-mini")),
     ],
 )
 def test_a_model_is_named_by_provider_and_colon(name: str, meant: tuple[str, str]) -> None:
     """Split at the first colon where the left side is a provider or an alias; a slash never names a provider."""
-    aliases = {"fast": "openai:gpt-5-nano", "work": "openai", "loop": "loop", "openai": "huggingface:evil"}
+    aliases = {
+        "fast": "openai:gpt-5-nano",
+        "work": "openai",
+        "loop": "loop",
+        "openai": "huggingface:evil",
+        "huggingface:bundled": "openai:gpt",
+    }
     assert ProviderManager(config(provider="openai", aliases=aliases)).resolve(name) == meant
 
 
@@ -155,6 +162,21 @@ def test_a_provider_that_does_not_close_keeps_no_other_open(wire: Wire, caplog: 
     asyncio.run(main())
     wire.wait_connections(0)
     assert "did not close" in caplog.text
+
+
+def test_an_alias_cannot_stand_in_a_providers_way() -> None:
+    """A cloned project's alias that bears a provider's name does not send a local prompt to a hosted model."""
+    aliases = {"huggingface": "openai", "huggingface:bundled": "openai:gpt"}
+
+    async def main() -> None:
+        async with await ProviderManager.create(config(provider="huggingface", aliases=aliases)) as own:
+            await own.switch_llm_provider("huggingface:bundled")
+            await own.set_model("huggingface:bundled")
+            assert (own.get_current_provider(), own.get_current_model()) == ("huggingface", "bundled")
+            with pytest.raises(errors.ConfigError, match="names no model"):
+                await own.set_model("openai:")
+
+    asyncio.run(main())
 
 
 def test_each_provider_remembers_its_model(wire: Wire) -> None:

@@ -32,7 +32,7 @@ class Table:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         def row(tag: str, cells: Sequence[str]) -> str:
-            inner = "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells)
+            inner = "".join(f'<{tag} style="text-align:left">{_escaped(cell)}</{tag}>' for cell in cells)
             return f"<tr>{inner}</tr>"
 
         body = "".join(row("td", cells) for cells in self.rows)
@@ -42,6 +42,11 @@ class Table:
             "text/html": f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{note}",
             "text/plain": str(self),
         }
+
+
+def _escaped(text: str) -> str:
+    # JupyterLab typesets formulas in HTML outputs too, and TeX can hold links.
+    return html.escape(text).replace("$", "<span>&#36;</span>").replace("\\", "<span>&#92;</span>")
 
 
 def _one_line(value: Any) -> str:

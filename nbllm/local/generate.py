@@ -188,8 +188,6 @@ def _sampling(request: Request) -> dict[str, Any]:
 
 
 def _inputs(resident: Resident, request: Request) -> Any:
-    from jinja2 import TemplateError
-
     if any(message.attachments for message in request.messages):
         raise InvalidRequestError(
             f"{request.model} is used as a text model.",
@@ -199,7 +197,7 @@ def _inputs(resident: Resident, request: Request) -> Any:
         return resident.tokenizer.apply_chat_template(
             _plain(request.messages), add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
-    except TemplateError as exc:
+    except Exception as exc:  # a template is a program of the repository's: it may raise anything
         raise InvalidRequestError(
             f"The chat template of {request.model} refuses this conversation: {exc}.",
             action="Most want user and assistant in turns, some no system prompt.",

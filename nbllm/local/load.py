@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import sys
 import threading
@@ -149,6 +150,13 @@ def _load(name: str, source: Path | str, quantization: str) -> Resident:
     dtype = torch.float32 if device == "cpu" else "auto"
     with _translated(name), _quiet(transformers):
         # Weights come from strangers: safetensors only, and none of the repository's own code.
+        _check_index(source)
+        attention = str(transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)._attn_implementation)  # noqa: SLF001
+        if "/" in attention:
+            raise ModelLoadError(
+                f"{name} wants compiled code from the Hub ({attention}), which nbllm does not run.",
+                action="Use another.",
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -170,6 +178,26 @@ def _load(name: str, source: Path | str, quantization: str) -> Resident:
         context_window=int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length),
     )
     return Resident(info, model, tokenizer, threading.Lock())
+
+
+def _check_index(source: Path | str) -> None:
+    """Refuse an index that names other files than the model's own safetensors: the library would load what it says."""
+    from transformers.utils.hub import cached_file
+
+    index = cached_file(
+        source,
+        "model.safetensors.index.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index is None:
+        return
+    for name in set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()):
+        if not name.endswith(".safetensors") or "/" in name or "\\" in name:
+            raise ModelLoadError(
+                f"The index of its weights names {name!r}, which is no safetensors file of its own.",
+                action="Use another model.",
+            )
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -207,6 +235,8 @@ def _translated(name: str) -> Iterator[None]:
 
     try:
         yield
+    except ModelLoadError:
+        raise
     except Exception as exc:
         causes = [exc]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 20:

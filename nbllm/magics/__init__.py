@@ -44,3 +44,6 @@ def _with_a_body(lines: list[str]) -> list[str]:
     if len(lines) == 1 and lines[0].split()[:1] == ["%%llm"]:
         return [lines[0].rstrip("\n") + "\n", "\n"]
     return lines
+
+
+_with_a_body.has_side_effects = True  # type: ignore[attr-defined]  # so IPython leaves it out when it asks for completeness

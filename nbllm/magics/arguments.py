@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import keyword
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -12,6 +13,10 @@ from typing import Any, NoReturn
 from nbllm.errors import UsageError
 
 __all__ = ["HelpShown", "cell_parser", "parse"]
+
+
+TAKEN = {"self", "messages", "model", "max_tokens", "temperature", "stream"}
+"""What a call says otherwise than by an option."""
 
 
 class HelpShown(Exception):  # noqa: N818 - not an error: the help was asked for
@@ -22,7 +27,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser that raises, and knows what was meant."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.", action=f"See {self.prog} --help.")
+        below = " The prompt goes on the lines below." if "unrecognized" in message else ""
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", action=f"See {self.prog} --help.{below}")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise HelpShown(message or "")
@@ -70,7 +76,9 @@ def parse(parser: _Parser, line: str) -> argparse.Namespace:
     try:
         words = shlex.split(line)
     except ValueError as exc:
-        raise UsageError(f"A quote is not closed in: {line.strip()}", action="Close it.") from exc
+        raise UsageError(
+            f"A quote is not closed in: {line.strip()}", action="Close it; the prompt goes on the lines below."
+        ) from exc
     _check_options(parser, words)
     return parser.parse_args(words)
 
@@ -79,7 +87,7 @@ def _check_options(parser: _Parser, words: Sequence[str]) -> None:
     known = parser.options()
     for word in words:
         option = word.partition("=")[0]
-        if option.startswith("--") and len(option) > 2 and option not in known:
+        if option.startswith("--") and len(option) > 2 and " " not in option and option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else f"See {parser.prog} --help."
             raise UsageError(f"There is no option {option}.", action=hint)
@@ -96,7 +104,7 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _name(text: str) -> str:
-    if not text.isidentifier():
+    if not text.isidentifier() or keyword.iskeyword(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a variable")
     return text
 
@@ -108,4 +116,6 @@ def _json(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    if taken := sorted(TAKEN & set(value)):
+        raise argparse.ArgumentTypeError(f"{', '.join(taken)} has a place of its own, not in the options")
     return value

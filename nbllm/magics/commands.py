@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbllm._loop import allow_nested_loops, background_loop
+from nbllm.display.safe import safe_text
 from nbllm.display.table import Table
 from nbllm.errors import UsageError
 from nbllm.providers import registry
@@ -57,7 +58,7 @@ def run_command(line: str) -> Any:
 def _use(model: str) -> None:
     session = get_session()
     session.use(model)
-    print(f"Now {session.provider}:{session.model} answers.")
+    print(safe_text(f"Now {session.provider}:{session.model} answers."))
 
 
 def _status() -> Table:
@@ -124,7 +125,7 @@ def _trust() -> None:
     config = get_session().manager.config
     before = config.ignored
     path = config.trust()
-    print(f"{path} is trusted as it is now." + (f" It now sets: {', '.join(before)}." if before else ""))
+    print(safe_text(f"{path} is trusted as it is now." + (f" It now sets: {', '.join(before)}." if before else "")))
 
 
 def _nest() -> None:

@@ -39,6 +39,7 @@ class LLMMagics(Magics):
             hint = f"For the command write %llm {line.strip()}." if command and command[0] in COMMANDS else None
             raise UsageError("The cell has no prompt.", action=hint or "Write what you want to ask below %%llm.")
         from nbllm.display.answer import follow, open_view
+        from nbllm.display.safe import safe_text
         from nbllm.magics.interpolate import interpolate
 
         session = get_session()
@@ -46,10 +47,10 @@ class LLMMagics(Magics):
         assert shell is not None  # noqa: S101 - a registered magic has its shell
         prompt, filled = cell.strip("\n"), tuple[str, ...]()
         if not arguments.raw:
-            found = interpolate(prompt, shell.user_ns)
+            found = interpolate(prompt, shell.user_ns, redact=session.manager.config.redact)
             prompt, filled = found.text, tuple(found.filled)
             for hint in found.hints:
-                print(hint)
+                print(safe_text(hint))
         stream = session.manager.start(
             session.messages(prompt, arguments.system),
             arguments.model,

@@ -105,7 +105,7 @@ class Provider(abc.ABC):
                         finished = True
                 emit(batch)
         except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
-            raise self._translated(exc, request, phase) from _cause(exc)
+            raise self._translated(exc, request, phase) from self._cause(exc)
         finally:
             if stream is not None:
                 await self._close_shielded(stream)
@@ -122,14 +122,14 @@ class Provider(abc.ABC):
         try:
             return await self.complete(request)
         except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
-            raise self._translated(exc, request, "open") from _cause(exc)
+            raise self._translated(exc, request, "open") from self._cause(exc)
 
     async def list_models(self) -> list[ModelInfo]:
         """The live list of models, errors in our terms."""
         try:
             return await self.models()
         except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
-            raise self._translated(exc, None, "open") from _cause(exc)
+            raise self._translated(exc, None, "open") from self._cause(exc)
 
     def _translated(self, exc: Exception, request: Request | None, phase: Phase) -> Exception:
         found: BaseException | None = exc
@@ -142,7 +142,21 @@ class Provider(abc.ABC):
         if isinstance(mapped, ProviderError):
             mapped.provider = mapped.provider or self.name
             mapped.model = mapped.model or (request.model if request else None)
+        if isinstance(mapped, NbllmError) and self.settings.api_key:
+            # The last line of defence: servers and libraries quote what they were sent.
+            key = self.settings.api_key.reveal()
+            if key in str(mapped):
+                mapped.message = mapped.message.replace(key, "…")
+                mapped.action = mapped.action.replace(key, "…") if mapped.action else None
+                mapped.args = (mapped.message,)
         return mapped
+
+    def _cause(self, exc: Exception) -> BaseException | None:
+        # An error of ours that passes through is raised from what it was raised from, never from itself; and what
+        # quotes the key is no cause to show.
+        cause = exc.__cause__ if isinstance(exc, NbllmError) else exc
+        key = self.settings.api_key
+        return None if key and cause is not None and key.reveal() in str(cause) else cause
 
     async def _close_shielded(self, stream: Any) -> None:
         closing = asyncio.ensure_future(self.close(stream))
@@ -154,8 +168,3 @@ class Provider(abc.ABC):
             raise
         except Exception:  # the answer is there or its own error is on its way: this one is only worth a line
             logger.debug("closing a stream of %s failed", self.name, exc_info=True)
-
-
-def _cause(exc: Exception) -> BaseException | None:
-    # An error of ours that passes through is raised from what it was raised from, never from itself.
-    return exc.__cause__ if isinstance(exc, NbllmError) else exc

@@ -67,14 +67,17 @@ class OpenAIProvider(Provider):
             )
         import openai
 
-        # A server of one's own mostly wants no key, but the SDK wants a word.
-        key = settings.api_key.reveal() if settings.api_key else "not-needed"
         self._client: openai.AsyncOpenAI = openai.AsyncOpenAI(
             base_url=self.base_url,
-            api_key=key,
+            # A server of one's own mostly wants no key, but the SDK wants a word.
+            api_key=settings.api_key.reveal() if settings.api_key else "not-needed",
             max_retries=0,  # retries are the manager's alone
             http_client=async_client(settings.name, self.base_url, settings.timeout),
         )
+        if settings.base_url_source not in ("default", "environment"):
+            # What the environment holds for the SDK was not meant for an address that comes from elsewhere.
+            self._client._custom_headers = {}  # noqa: SLF001 - the SDK has no other way
+            self._client.organization = self._client.project = self._client.admin_api_key = None
 
     async def open(self, request: Request) -> Any:
         return await self._client.chat.completions.create(
@@ -126,18 +129,18 @@ class OpenAIProvider(Provider):
                 if choice.get("index"):  # `n` of more than one: a stream is one answer, the first
                     continue
                 delta = choice.get("delta") or {}
-                if text := delta.get("content") or delta.get("refusal"):
+                if text := _text(delta.get("content") or delta.get("refusal")):
                     events.append(TextDelta(text))
-                if text := delta.get("reasoning_content") or delta.get("reasoning"):
+                if text := _text(delta.get("reasoning_content") or delta.get("reasoning")):
                     events.append(ReasoningDelta(text))
                 for call in delta.get("tool_calls") or ():
                     function = call.get("function") or {}
                     events.append(
                         ToolCallDelta(
-                            call.get("index") or 0,
-                            call.get("id"),
-                            function.get("name"),
-                            function.get("arguments") or "",
+                            int(call.get("index") or 0),
+                            _text(call.get("id")) or None,
+                            _text(function.get("name")) or None,
+                            _text(function.get("arguments")),
                         )
                     )
                 if reason := choice.get("finish_reason"):
@@ -167,7 +170,7 @@ class OpenAIProvider(Provider):
         message = choice["message"]
         reason = choice.get("finish_reason")
         return Completion(
-            text=message.get("content") or message.get("refusal") or "",
+            text=_text(message.get("content") or message.get("refusal")),
             finish=Finish(FINISH.get(reason, "other"), reason),
             usage=_usage(raw.get("usage") or {}),
             model=raw.get("model"),
@@ -176,13 +179,22 @@ class OpenAIProvider(Provider):
                 for call in message.get("tool_calls") or ()
                 if call.get("function")
             ),
-            reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+            reasoning=_text(message.get("reasoning_content") or message.get("reasoning")),
             raw=raw,
         )
 
     async def models(self) -> list[ModelInfo]:
-        page = await self._client.models.list()
-        return [ModelInfo(id=model.id, provider=self.name, details=model.model_dump()) for model in page.data]
+        try:
+            found = (await self._client.models.list()).data
+            return [
+                ModelInfo(id=model.id, provider=self.name, details=model.model_dump(warnings=False))
+                for model in found
+                if isinstance(model.id, str)
+            ]
+        except (AttributeError, TypeError, ValueError) as exc:  # what the SDK makes of an answer that is no list
+            raise errors.ResponseFormatError(
+                f"{self.label} sent no list of models.", action=f"Check the base URL, {self.base_url}."
+            ) from exc
 
     def adapt(self, request: Request, error: errors.InvalidRequestError) -> Request | None:
         """Reasoning models refuse `temperature`, and take `max_completion_tokens` in place of `max_tokens`."""
@@ -296,6 +308,15 @@ def _message(message: Message) -> dict[str, Any]:
     if message.tool_call_id is not None:
         sent["tool_call_id"] = message.tool_call_id
     return sent
+
+
+def _text(value: Any) -> str:
+    """Text as most servers send it, or as the list of parts that some do; a TypeError for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list):
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    raise TypeError(f"{type(value).__name__} in place of text")
 
 
 def _usage(usage: dict[str, Any]) -> Usage:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 from nbllm.config import origin
-from nbllm.errors import PermissionDeniedError
+from nbllm.errors import ConfigError, PermissionDeniedError
 
 if TYPE_CHECKING:
     import httpx2
@@ -38,8 +38,6 @@ def async_client(provider: str, base_url: str, timeout: float) -> httpx2.AsyncCl
         base_url: Where it may send requests.
         timeout: Seconds without a byte after which a request fails.
     """
-    import httpx2
-
     allowed = origin(base_url)
 
     async def check(request: httpx2.Request) -> None:
@@ -50,6 +48,18 @@ def async_client(provider: str, base_url: str, timeout: float) -> httpx2.AsyncCl
                 action=f"If that is meant, set [providers.{provider}] base_url to it.",
                 provider=provider,
             )
+
+    failed = ""
+    try:
+        return _client(check, timeout)
+    except (ValueError, ImportError) as exc:
+        failed = str(exc)
+    # Outside the `except`: the library's own frames are no part of it.
+    raise ConfigError(f"The HTTP client cannot be built: {failed}.", action="Check the proxy variables.")
+
+
+def _client(check: Callable[[httpx2.Request], Awaitable[None]], timeout: float) -> httpx2.AsyncClient:
+    import httpx2
 
     return httpx2.AsyncClient(
         verify=_ssl_context(),

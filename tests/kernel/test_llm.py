@@ -224,6 +224,30 @@ def test_interpolation_fills_in_names_and_never_calls(shell: Kernel, server: Wir
     assert "name" in hint.stdout
 
 
+def test_a_key_in_a_variable_is_not_sent(shell: Kernel, server: Wire) -> None:
+    """What is filled in is searched for known keys first."""
+    shell.run("import os")
+    shell.run('%%llm openai:ok\nSummarise {os.environ["OPENAI_API_KEY"]} and {=os.environ}').check()
+    assert "[OPENAI_API_KEY]" in server.requests[0].body["messages"][0]["content"]
+    assert KEY not in str(server.requests[0].body)
+
+
+def test_a_cell_is_complete_only_with_its_prompt(shell: Kernel) -> None:
+    """A console that asks whether the cell is complete goes on to the prompt after the first line."""
+    reply = shell.request("is_complete_request", {"code": "%%llm openai:ok"})
+    assert reply["status"] == "incomplete"
+
+
+def test_a_table_holds_no_formula_of_a_servers(shell: Kernel, server: Wire) -> None:
+    """A model's name that is TeX or HTML is shown to the letter."""
+    server.models = [r"$\href{javascript:alert(1)}{x}$<b>"]
+    html = shell.run("%llm models").outputs[0].data["text/html"]
+    server.models = ["ok", "echo"]
+    assert "$" not in html.replace("&#36;", "")
+    assert "\\" not in html
+    assert "<b>" not in html
+
+
 def test_options_reach_the_provider(shell: Kernel, server: Wire) -> None:
     """System prompt, parameters and options of the line; the answer goes into a variable."""
     cell = """%%llm openai:ok -s "Be brief." -t 0.5 -n 7 -m '{"seed": 3}' -o reply\nHi"""
@@ -248,6 +272,9 @@ def test_options_reach_the_provider(shell: Kernel, server: Wire) -> None:
         ("%%llm -m {\nHi", "is no JSON"),
         ("%%llm 'a\nHi", "quote is not closed"),
         ("%%llm a b\nHi", "Unrecognized arguments: b"),
+        ("%%llm What is 2+2?\nHi", "The prompt goes on the lines below"),
+        ("%%llm -o class\nHi", "no name of a variable"),
+        ("%%llm -m '{\"model\": 1}'\nHi", "model has a place of its own"),
         ("%%llm status", "For the command write %llm status"),
         ("%%llm\n \n", "The cell has no prompt"),
         ("%llm ues openai:x", "Did you mean %llm use?"),

@@ -284,6 +284,32 @@ def test_code_of_a_repository_is_never_run(copy: Path, tmp_path: Path) -> None:
     assert not proof.exists()
 
 
+@pytest.mark.parametrize("file", ["weights.bin", "../weights.safetensors"])
+def test_an_index_cannot_smuggle_other_files_in(copy: Path, file: str) -> None:
+    """An index of safetensors that names a pickle, or a file outside the folder, is refused."""
+    (copy / "model.safetensors").rename(copy / "w.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": file}}))
+    with pytest.raises(errors.ModelLoadError, match="index of its weights"):
+        MODELS.load(copy)
+
+
+def test_compiled_code_from_the_hub_is_not_asked_for(copy: Path) -> None:
+    """A configuration that names a kernel of a Hub repository is refused."""
+    config = json.loads((copy / "config.json").read_text())
+    config["_attn_implementation"] = config["attn_implementation"] = "kernels-community/flash-attn"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.ModelLoadError, match="compiled code"):
+        MODELS.load(copy)
+
+
+@pytest.mark.parametrize("template", ["{{ 1/0 }}", "{{ 1 + 'a' }}", "{% for %}"])
+def test_a_chat_template_that_fails_is_named(copy: Path, template: str) -> None:
+    """A template is a program of the repository's: whatever it raises is an error of ours."""
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(errors.InvalidRequestError, match="chat template"):
+        asyncio.run(ask(model=f"huggingface:{copy}"))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -1,6 +1,7 @@
 """The OpenAI provider: the real SDK against a server that speaks the protocol, and misbehaves."""
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -215,6 +216,79 @@ def test_a_completion_without_a_message_is_no_completion(wire: Wire) -> None:
         await manager.generate_response("Hi", "m", stream=False)
 
     with pytest.raises(errors.ResponseFormatError, match="no completion"):
+        with_manager(wire, use)
+
+
+@pytest.mark.parametrize("model", ["said", "quoted"])
+def test_a_server_that_quotes_the_key_does_not_get_it_shown(wire: Wire, model: str) -> None:
+    """Neither the message nor the chain of causes repeats the key."""
+    wire.script("said", status=401, message=f"Bad token {KEY}")
+    wire.script("quoted", body=f"<html>{KEY}</html>".encode())
+    with pytest.raises(errors.ProviderError) as caught:
+        ask(wire, model)
+    assert KEY not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
+
+
+def test_what_the_environment_holds_for_the_sdk_stays_at_its_own_address(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers, organization and project of the environment do not go to an address that comes from elsewhere."""
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway: secret\nAuthorization: Bearer other")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    assert ask(wire, "ok")
+    headers = wire.requests[0].headers
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert not {"x-gateway", "openai-organization", "openai-project"} & set(headers)
+
+
+def test_a_proxy_that_cannot_be_is_named(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy variable that httpx cannot use ends in an error of ours."""
+    monkeypatch.setenv("HTTP_PROXY", "foo://nowhere")
+    with pytest.raises(errors.ConfigError, match="proxy"):
+        ask(wire, "ok")
+
+
+def chunk(delta: str) -> bytes:
+    return f'data: {{"choices": [{{"index": 0, "delta": {delta}}}]}}\n\n'.encode()
+
+
+@pytest.mark.parametrize(
+    "delta",
+    ['{"content": 5}', '{"reasoning": {"a": 1}}', '{"tool_calls": [{"index": 0, "function": {"arguments": {}}}]}', "5"],
+)
+def test_a_delta_of_another_shape_is_an_error_and_never_hangs(wire: Wire, delta: str) -> None:
+    """Numbers and objects where text belongs: the stream ends with an error."""
+    wire.script("m", body=chunk(delta) + b"data: [DONE]\n\n")
+    with pytest.raises(errors.ResponseFormatError):
+        ask(wire, "m")
+
+
+def test_text_may_come_as_a_list_of_parts(wire: Wire) -> None:
+    """Some servers send content as parts."""
+    wire.script("m", body=chunk('{"content": [{"type": "text", "text": "a"}]}') + b"data: [DONE]\n\n")
+    assert ask(wire, "m") == "a"
+
+
+def test_halves_of_a_character_are_put_together(wire: Wire) -> None:
+    """An emoji that JSON splits over two deltas arrives whole, and a lone half does not break anything."""
+    body = chunk('{"content": "a\\ud83d"}') + chunk('{"content": "\\ude00b\\ud83d"}') + b"data: [DONE]\n\n"
+    wire.script("m", body=body)
+    assert ask(wire, "m") == "a😀b�"
+    assert ask(wire, "ok", seed=1)
+
+
+@pytest.mark.parametrize("body", [b"<html></html>", b'{"object": "list"}', b"5"])
+def test_a_list_of_models_that_is_none_is_named(wire: Wire, body: bytes) -> None:
+    """A base URL that leads to something else is said, and does not hide the error of a call."""
+    wire.script("/models", body=body)
+
+    async def use(manager: ProviderManager) -> None:
+        with pytest.raises(errors.ModelNotFoundError):
+            await manager.generate_response("Hi", "nowhere")
+        await manager.get_available_models()
+
+    with pytest.raises(errors.ResponseFormatError, match="no list of models"):
         with_manager(wire, use)
 
 
