@@ -10,27 +10,24 @@ import difflib
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from nbllm import errors
 from nbllm._loop import GRACE, BackgroundLoop, Channel, Job, background_loop, resolve
 from nbllm.config import ConfigManager, ProviderSettings
-from nbllm.providers import ProviderSpec, provider_class, registry
+from nbllm.messages import Messages, normalized, text_of
+from nbllm.providers import ProviderSpec, registry
+from nbllm.providers.pool import ProviderPool
 from nbllm.response import Record, Response, ResponseStream
-from nbllm.types import Event, Message, ModelInfo, Request, TextDelta, coalesced, whole_characters
+from nbllm.types import Event, ModelInfo, Request, TextDelta, coalesced
 
 if TYPE_CHECKING:
     from nbllm.local import LocalModels
     from nbllm.providers.base import Provider
 
-__all__ = ["Change", "Messages", "ProviderManager"]
-
-Messages = str | Sequence[Mapping[str, Any] | Message]
-"""What may be asked: a prompt, or a conversation of `{"role": …, "content": …}`."""
-
-ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
+__all__ = ["Change", "ProviderManager"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,32 +39,6 @@ class Change:
     max_tokens: int
     temperature: float
     system: str | None
-
-
-class _Slot:
-    """A built provider and how many calls use it, so that it can be closed when the last of them is through."""
-
-    def __init__(self, provider: Provider, settings: ProviderSettings) -> None:
-        self.provider = provider
-        self.settings = settings
-        self.users = 0
-        self.retired = False
-
-    async def retire(self) -> None:
-        """No new calls; close once those under way have ended."""
-        self.retired = True
-        if self.users == 0:
-            await self.provider.aclose()
-
-    @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[Provider]:
-        self.users += 1
-        try:
-            yield self.provider
-        finally:
-            self.users -= 1
-            if self.retired and self.users == 0:
-                await asyncio.shield(self.provider.aclose())
 
 
 class ProviderManager:
@@ -83,10 +54,9 @@ class ProviderManager:
         self.config = config_manager or ConfigManager()
         self._models: dict[str, str] = {}
         self._current: str | None = None
-        self._slots: dict[str, _Slot] = {}
+        self._pool = ProviderPool(self._settings)
         self._owner: BackgroundLoop | None = None
         self._switching = asyncio.Lock()
-        self._building = asyncio.Lock()
         self._guard = threading.Lock()
         self._running: weakref.WeakSet[Job[None]] = weakref.WeakSet()
         self._refused: dict[tuple[str, str | None, str], frozenset[str]] = {}
@@ -286,7 +256,7 @@ class ProviderManager:
         A chunk is OpenAI's (`choices[0].delta.content`), Anthropic's (`delta.text`) or has its text under
         `text` or `content`.
         """
-        return "".join([_text_of(chunk) async for chunk in response])
+        return "".join([text_of(chunk) async for chunk in response])
 
     # -- models
 
@@ -335,8 +305,8 @@ class ProviderManager:
         loop = background_loop()
         with self._guard:
             if self._owner is not loop:
-                self._owner, self._slots = loop, {}
-                self._switching, self._building = asyncio.Lock(), asyncio.Lock()
+                self._owner, self._switching = loop, asyncio.Lock()
+                self._pool = ProviderPool(self._settings)
         return loop
 
     @property
@@ -383,32 +353,17 @@ class ProviderManager:
 
     async def _switch(self, spec: ProviderSpec, model: str | None) -> None:
         async with self._switching:
-            await self._slot(spec)
+            await self._pool.build(spec)
             before = self._provider
             self._current = spec.name
             if model is not None:
                 self._models[spec.name] = model
-            old = self._slots.pop(before, None) if before != spec.name else None
-        if old is not None:
-            await old.retire()
+        if before != spec.name:
+            await self._pool.retire(before)
         self._notify()
 
-    async def _slot(self, spec: ProviderSpec) -> _Slot:
-        """The built provider, made anew where its key or base URL has changed since."""
-        async with self._building:  # two first calls at once are to share one client
-            settings = self._settings(spec)
-            slot = self._slots.get(spec.name)
-            if slot is not None and slot.settings == settings:
-                return slot
-            # In a thread, since importing an SDK takes a second or more.
-            provider = await asyncio.to_thread(lambda: provider_class(spec)(settings))
-            fresh = self._slots[spec.name] = _Slot(provider, settings)
-        if slot is not None:
-            await slot.retire()
-        return fresh
-
     async def _list(self, spec: ProviderSpec) -> list[ModelInfo]:
-        async with (await self._slot(spec)).lease() as provider:
+        async with self._pool.lease(spec) as provider:
             return await provider.list_models()
 
     async def _close(self) -> None:
@@ -417,10 +372,7 @@ class ProviderManager:
             job.cancel()
         if running:
             await asyncio.wait([asyncio.wrap_future(job.ended) for job in running], timeout=GRACE)
-        slots, self._slots = self._slots, {}
-        for failed in await asyncio.gather(*(slot.retire() for slot in slots.values()), return_exceptions=True):
-            if failed is not None:  # one that does not close keeps no other open
-                self.config.logger.warning("a provider did not close", exc_info=failed)
+        await self._pool.close()
 
     def _request(
         self,
@@ -445,7 +397,7 @@ class ProviderManager:
         return Request(
             provider=provider,
             model=name,
-            messages=_messages(messages),
+            messages=normalized(messages),
             max_tokens=max_tokens,
             temperature=float(temperature),
             options=dict(options),
@@ -545,7 +497,7 @@ class ProviderManager:
         may_repeat: Callable[[], bool] = lambda: True,
     ) -> Any:
         """Make the call; once more without a default of ours that the model turns out to refuse."""
-        async with (await self._slot(self._spec(request.provider))).lease() as provider:
+        async with self._pool.lease(self._spec(request.provider)) as provider:
             key = (request.provider, provider.settings.base_url, request.model)
             request = dataclasses.replace(request, dropped=self._refused.get(key, frozenset()))
             started = time.monotonic()
@@ -577,54 +529,3 @@ async def _name_the_closest(provider: Provider, error: errors.ModelNotFoundError
     with contextlib.suppress(Exception):  # a hint is not worth a second error
         async with asyncio.timeout(5):
             model_not_found(error, [model.id for model in await provider.list_models()])
-
-
-def _messages(messages: Messages) -> tuple[Message, ...]:
-    if isinstance(messages, str):
-        messages = (Message("user", messages),)
-    elif isinstance(messages, Mapping) or not isinstance(messages, Sequence):
-        raise errors.UsageError(
-            f"messages is a {type(messages).__name__}.",
-            action='Give a prompt, or a list such as [{"role": "user", "content": "…"}].',
-        )
-    found = tuple(_message(index, message) for index, message in enumerate(messages))
-    if not any(message.content.strip() or message.attachments for message in found if message.role != "system"):
-        raise errors.UsageError("The prompt is empty.", action="Write what you want to ask.")
-    return found
-
-
-def _message(index: int, message: object) -> Message:
-    if isinstance(message, Message):
-        return message
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise errors.UsageError(
-            f"messages[{index}] is no message with a role.",
-            action=f'Give {{"role": …, "content": …}}; the roles are {", ".join(sorted(ROLES))}.',
-        )
-    if not isinstance(message.get("content"), str):
-        raise errors.UsageError(
-            f"messages[{index}] has no text: its content is {type(message.get('content')).__name__}.",
-            action="Give the content as a str.",
-        )
-    unknown = set(message) - {field.name for field in dataclasses.fields(Message)}
-    if unknown:
-        raise errors.UsageError(
-            f"messages[{index}] has {', '.join(sorted(map(repr, unknown)))}, which would be lost.",
-            action="Leave it out.",
-        )
-    return Message(**{**message, "content": whole_characters(str(message["content"]))})
-
-
-def _text_of(chunk: Any) -> str:
-    if isinstance(chunk, str):
-        return chunk
-    if isinstance(chunk, TextDelta):
-        return chunk.text
-    if not isinstance(chunk, Mapping):
-        return ""
-    choices = chunk.get("choices")
-    if choices:
-        return str((choices[0].get("delta") or {}).get("content") or "")
-    delta = chunk.get("delta")
-    inner = delta.get("text") if isinstance(delta, Mapping) else None
-    return str(inner or chunk.get("text") or chunk.get("content") or "")

@@ -13,7 +13,8 @@ from traitlets.config import Configurable
 
 from nbllm._loop import background_loop
 from nbllm.errors import NbllmError
-from nbllm.manager import Change, Messages, ProviderManager
+from nbllm.manager import Change, ProviderManager
+from nbllm.messages import Messages
 from nbllm.response import Response, ResponseStream
 from nbllm.types import Message
 

@@ -19,7 +19,7 @@ LEVELS = (
     # `display.safe` are pure text functions: `Response` displays by them, wherever it is displayed.
     {"errors", "types", "display.safe", "display.safe_inline", "display.safe_characters"},
     {"_loop"},
-    {"config", "response", "cache", "accounting", "conversation", "retry"},
+    {"config", "response", "messages", "cache", "accounting", "conversation", "retry"},
     {"local", "providers"},
     {"manager"},
     {"session"},

@@ -103,7 +103,7 @@ def test_first_calls_at_once_share_one_client(wire: Wire) -> None:
     async def main() -> None:
         async with ProviderManager(config(wire, provider="openai")) as own:
             await asyncio.gather(*(own.generate_response("Hi", "ok", stream=False) for _ in range(8)))
-            assert len(own._slots) == 1
+            assert len(own._pool) == 1
         await asyncio.to_thread(wire.wait_connections, 0)
 
     asyncio.run(main())
@@ -156,7 +156,7 @@ def test_a_provider_that_does_not_close_keeps_no_other_open(wire: Wire, caplog: 
         own = ProviderManager(config(wire, provider="openai"))
         await (await own.generate_response("Hi", "ok"))
         await own.get_available_models("huggingface")
-        own._slots["huggingface"].provider.aclose = lambda: asyncio.sleep("no")  # type: ignore[method-assign, arg-type]
+        own._pool._slots["huggingface"].provider.aclose = lambda: asyncio.sleep("no")  # type: ignore[method-assign, arg-type]
         await own.close()
 
     asyncio.run(main())

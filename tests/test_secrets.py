@@ -35,7 +35,7 @@ CODE = [
     "%xmode Verbose",
     "import nbllm; nbllm.ask('Hi', 'openai:e500')",
     "from nbllm.session import get_session\nmanager = nbllm.get_manager()\nvars(manager), vars(manager.config)",
-    "list(manager._slots.values())[0].__dict__, list(manager._slots.values())[0].provider.__dict__",
+    "slot = list(manager._pool._slots.values())[0]; slot.__dict__, slot.provider.__dict__",
     (
         "import traceback\n"
         "try: nbllm.ask('Hi', 'openai:e401')\n"
