@@ -182,9 +182,9 @@ class Response(str):
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from nbllm.display.safe import safe_markdown, safe_text
+        from nbllm.display.safe import safe_bundle
 
-        return {"text/markdown": safe_markdown(self), "text/plain": safe_text(self)}
+        return safe_bundle(self)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         from nbllm.display.safe import safe_text
@@ -193,7 +193,7 @@ class Response(str):
         printer.text(safe_text(self) if len(printer.stack) < 2 else repr(str(self)))
 
     def _repr_markdown_(self) -> str:
-        return self._repr_mimebundle_()["text/markdown"]
+        return self._repr_mimebundle_().get("text/markdown", "")
 
 
 _FENCE = re.compile(

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from nbllm.display.safe import safe_markdown, safe_text
+from nbllm.display.safe import safe_bundle
 from nbllm.response import Response, ResponseStream
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class WidgetView:
         self._widget.push(text)
 
     def finish(self, text: str, metadata: dict[str, Any]) -> None:
-        data = static_bundle(text)
+        data = safe_bundle(text)
         self._handle.update(data, metadata=metadata, raw=True)
         self._widget.finish({"data": data, "metadata": metadata})
         # The view asks to be closed when it has settled; where nobody does, because the page is gone or the front end
@@ -145,8 +145,3 @@ class WidgetView:
         _settling.append(self._widget)
         if len(_settling) > SETTLING:
             _settling.popleft().close()
-
-
-def static_bundle(text: str) -> dict[str, str]:
-    """What a saved notebook keeps of an answer: markdown made harmless, and plain text."""
-    return {"text/markdown": safe_markdown(text), "text/plain": safe_text(text)} if text else {"text/plain": ""}

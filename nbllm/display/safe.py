@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from nbllm.display.safe_characters import safe_text
 from nbllm.display.safe_inline import LIVE, Inline, References, is_safe_url
 
-__all__ = ["is_safe_url", "safe_markdown", "safe_text"]
+__all__ = ["is_safe_url", "safe_bundle", "safe_markdown", "safe_text"]
 
 # -- blocks --------------------------------------------------------------------------------------------------
 
@@ -245,3 +245,8 @@ def safe_markdown(text: str) -> str:
         rows += new
         apart = new_apart
     return "\n".join(references.settle(rows))
+
+
+def safe_bundle(text: str) -> dict[str, str]:
+    """What a notebook keeps of an answer: markdown made harmless, and plain text; of none, nothing that shows."""
+    return {"text/markdown": safe_markdown(text), "text/plain": safe_text(text)} if text else {"text/plain": ""}

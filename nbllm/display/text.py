@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nbllm.display.answer import static_bundle
-from nbllm.display.safe import safe_text
+from nbllm.display.safe import safe_bundle, safe_text
 
 __all__ = ["OutputView", "TerminalView"]
 
@@ -25,10 +24,10 @@ class OutputView:
         # Each redraw sends the whole text: the longer it is, the rarer, so that all of them stay within bounds.
         self.interval = max(0.1, len(text) / 150 * 0.001)
         if text:
-            self._handle.update(static_bundle(text), raw=True)
+            self._handle.update(safe_bundle(text), raw=True)
 
     def finish(self, text: str, metadata: dict[str, Any]) -> None:
-        self._handle.update(static_bundle(text), metadata=metadata, raw=True)
+        self._handle.update(safe_bundle(text), metadata=metadata, raw=True)
 
 
 class TerminalView:
