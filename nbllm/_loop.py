@@ -20,12 +20,23 @@ import functools
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from nbllm.errors import MissingExtraError, UsageError
 
-__all__ = ["BackgroundLoop", "Channel", "Job", "allow_nested_loops", "background_loop", "resolve", "settle", "wait"]
+__all__ = [
+    "BackgroundLoop",
+    "Channel",
+    "Gate",
+    "Job",
+    "allow_nested_loops",
+    "background_loop",
+    "resolve",
+    "settle",
+    "wait",
+]
 
 T = TypeVar("T")
 
@@ -178,19 +189,44 @@ async def _cancel_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class Gate:
+    """Opens when a future is done; for a thread that waits and must stay open to an interrupt.
+
+    A bare lock, since Python's conditions and events are no place to be interrupted: a KeyboardInterrupt between their
+    release and their next acquire is replaced by a RuntimeError.
+    """
+
+    def __init__(self, future: concurrent.futures.Future[Any] | None = None) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        if future is not None:
+            future.add_done_callback(lambda _: self.open())
+
+    def open(self) -> None:
+        """Open it; once."""
+        self._lock.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long, in steps short enough for an interrupt; whether it is open."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._lock.acquire(timeout=min(POLL, left)):
+                self._lock.release()  # it stays open
+                return True
+        return False
+
+
 def wait(future: concurrent.futures.Future[T]) -> T:
-    """The future's result, in steps short enough for the main thread to notice an interrupt between them."""
-    while True:
-        try:
-            return future.result(timeout=POLL)
-        except concurrent.futures.TimeoutError:  # on 3.11 the built-in TimeoutError, which a job may raise itself
-            if future.done():
-                return future.result()
+    """The future's result; an interrupt is noticed within a few hundredths of a second."""
+    gate = Gate(future)
+    while not gate.wait(3600):
+        pass
+    return future.result()
 
 
 def settle(future: concurrent.futures.Future[Any], timeout: float = GRACE) -> None:
     """Wait a while for a future to be done, whatever its outcome; a second interrupt ends the wait."""
-    concurrent.futures.wait([future], timeout)
+    Gate(future).wait(timeout)
 
 
 class Channel(Generic[T]):
@@ -246,14 +282,14 @@ class Channel(Generic[T]):
     def get_blocking(self) -> list[T]:
         """The same for a thread, which an interrupt leaves within a few hundredths of a second."""
         while True:
-            ready = threading.Event()
-            if (items := self._take(ready.set)) is not None:
+            gate = Gate()
+            if (items := self._take(gate.open)) is not None:
                 return items
             try:
-                while not ready.wait(POLL):
+                while not gate.wait(3600):
                     pass
             finally:
-                self._forget(ready.set)
+                self._forget(gate.open)
 
     def _take(self, wake: Callable[[], None]) -> list[T] | None:
         """What has gathered; an empty list at the end; None where there is nothing yet, then `wake` is called later."""

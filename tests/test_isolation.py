@@ -136,7 +136,7 @@ def test_coverage_is_measured_in_children(tmp_path: Path) -> None:
     pytest.importorskip("coverage")
     (tmp_path / "rc").write_text(f"[run]\ndata_file = {tmp_path}/data\nparallel = true\nsource = {tmp_path}\n")
     (tmp_path / "measured.py").write_text("x = 1\n")
-    env = isolation.child_environment(COVERAGE_PROCESS_START=str(tmp_path / "rc"))
+    env = isolation.child_environment(COVERAGE_PROCESS_START=str(tmp_path / "rc"), COVERAGE_FILE=str(tmp_path / "data"))
     subprocess.run([sys.executable, "measured.py"], env=env, cwd=tmp_path, check=True, timeout=30)
     assert len(list(tmp_path.glob("data*"))) == 1
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from nbllm._loop import Gate
 from nbllm.display.safe import safe_bundle
 from nbllm.response import Response, ResponseStream
 
@@ -76,10 +76,11 @@ def follow(stream: ResponseStream, open_view: Callable[[], View], filled: Sequen
 
 def _ticks(stream: ResponseStream, view: View) -> Iterator[None]:
     """Once for the first piece at once, then at most each `view.interval` while more arrives."""
+    ended = Gate(stream.ended)
     for _ in stream.batches():
         yield
         # Returns early where the call ends meanwhile, so that its last words are not held back.
-        concurrent.futures.wait([stream.ended], view.interval)
+        ended.wait(view.interval)
 
 
 def _static(stream: ResponseStream, filled: Sequence[str]) -> tuple[str, dict[str, Any]]:

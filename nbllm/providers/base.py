@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, ClassVar
 
 from nbllm import errors
@@ -49,7 +50,7 @@ class Provider(abc.ABC):
         """Send the request; return the provider's stream once the answer has begun."""
 
     @abc.abstractmethod
-    def decode(self, stream: Any, request: Request) -> AsyncIterator[list[Event]]:
+    def decode(self, stream: Any, request: Request) -> AsyncGenerator[list[Event], None]:
         """The stream's events, those of one socket read together, with a `Finish` where the provider ends it."""
 
     @abc.abstractmethod
@@ -96,14 +97,15 @@ class Provider(abc.ABC):
             stream = await self.open(request)
             opened()
             phase = "stream"
-            async for batch in self.decode(stream, request):
-                for index, event in enumerate(batch):
-                    if isinstance(event, UsageUpdate):
-                        usage = usage.updated(event.usage)
-                        batch[index] = UsageUpdate(usage)
-                    elif isinstance(event, Finish):
-                        finished = True
-                emit(batch)
+            async with contextlib.aclosing(self.decode(stream, request)) as batches:
+                async for batch in batches:
+                    for index, event in enumerate(batch):
+                        if isinstance(event, UsageUpdate):
+                            usage = usage.updated(event.usage)
+                            batch[index] = UsageUpdate(usage)
+                        elif isinstance(event, Finish):
+                            finished = True
+                    emit(batch)
         except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
             raise self._translated(exc, request, phase) from self._cause(exc)
         finally:

@@ -6,7 +6,7 @@ Options passed through by keyword: `seed`, `top_p`, `top_k`, `min_p`, `repetitio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from nbllm.errors import InvalidRequestError, Phase, ProviderError, ServerError
 from nbllm.local.generate import Generation
@@ -26,7 +26,7 @@ class HuggingFaceProvider(Provider):
         generation.start()
         return generation
 
-    async def decode(self, stream: Generation, request: Request) -> AsyncIterator[list[Event]]:
+    async def decode(self, stream: Generation, request: Request) -> AsyncGenerator[list[Event], None]:
         while batch := await stream.channel.get():
             yield batch
 

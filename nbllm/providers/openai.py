@@ -8,8 +8,9 @@ request's body as it is. Protocol: https://platform.openai.com/docs/api-referenc
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,38 +85,38 @@ class OpenAIProvider(Provider):
             **self._arguments(request), stream=True, stream_options={"include_usage": True}
         )
 
-    async def decode(self, stream: Any, request: Request) -> AsyncIterator[list[Event]]:
+    async def decode(self, stream: Any, request: Request) -> AsyncGenerator[list[Event], None]:
         """Decodes the response itself: the SDK's object for each event costs six times what its JSON does."""
         decoder, head, finished = SSEDecoder(), b"", False
         seen = done = False
-        body = stream.response.aiter_bytes()
-        while not done:
-            chunk = await anext(body, b"")
-            received = decoder.feed(chunk) if chunk else decoder.end()
-            seen = seen or bool(received)
+        async with contextlib.aclosing(stream.response.aiter_bytes()) as body:
+            while not done:
+                chunk = await anext(body, b"")
+                received = decoder.feed(chunk) if chunk else decoder.end()
+                seen = seen or bool(received)
+                if not seen:
+                    head = (head + chunk)[:2000]
+                events: list[Event] = []
+                try:
+                    for _, data in received:
+                        if done := data.startswith("[DONE]"):
+                            break
+                        finished = self._events(data, events, request) or finished
+                except ProviderError:
+                    yield events  # what came before the fault in the same read is kept
+                    raise
+                if done and not finished:  # some compatible servers never name a reason
+                    events.append(Finish("stop"))
+                if events:
+                    yield events
+                if not chunk:
+                    break
             if not seen:
-                head = (head + chunk)[:2000]
-            events: list[Event] = []
-            try:
-                for _, data in received:
-                    if done := data.startswith("[DONE]"):
-                        break
-                    finished = self._events(data, events, request) or finished
-            except ProviderError:
-                yield events  # what came before the fault in the same read is kept
-                raise
-            if done and not finished:  # some compatible servers never name a reason
-                events.append(Finish("stop"))
-            if events:
-                yield events
-            if not chunk:
-                break
-        if not seen:
-            raise errors.ResponseFormatError(
-                f"{self.label} answered {request.model} with something that is no stream: {_preview(head)}",
-                action=f"Check the base URL, {self.base_url}: a proxy or another service may answer there.",
-            )
-        await drained(body)
+                raise errors.ResponseFormatError(
+                    f"{self.label} answered {request.model} with something that is no stream: {_preview(head)}",
+                    action=f"Check the base URL, {self.base_url}: a proxy or another service may answer there.",
+                )
+            await drained(body)
 
     def _events(self, data: str, events: list[Event], request: Request) -> bool:
         """Append one chunk's events; whether the chunk names a reason to finish."""
