@@ -308,11 +308,9 @@ class ConfigManager:
             if text:
                 try:
                     found[name] = kinds[-1](text)
-                except ValueError as exc:
-                    raise ConfigError(
-                        f"NBLLM_{name.upper()} must be {kinds[-1].__name__}, not {text!r}.",
-                        action="Correct it.",
-                    ) from exc
+                except ValueError:
+                    found[name] = text  # refused in the next line, as a file's value of the wrong type is
+                _check_value(name, found[name], kinds, f"NBLLM_{name.upper()}")
         return found
 
     def _layers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -30,7 +30,7 @@ def normalized(messages: Messages) -> tuple[Message, ...]:
             f"messages is a {type(messages).__name__}.",
             action='Give a prompt, or a list such as [{"role": "user", "content": "…"}].',
         )
-    found = tuple(_message(index, message) for index, message in enumerate(messages))
+    found = tuple(_whole(_message(index, message)) for index, message in enumerate(messages))
     if not any(message.content.strip() or message.attachments for message in found if message.role != "system"):
         raise UsageError("The prompt is empty.", action="Write what you want to ask.")
     return found
@@ -55,7 +55,12 @@ def _message(index: int, message: object) -> Message:
             f"messages[{index}] has {', '.join(sorted(map(repr, unknown)))}, which would be lost.",
             action="Leave it out.",
         )
-    return Message(**{**message, "content": whole_characters(str(message["content"]))})
+    return Message(**{**message, "content": str(message["content"])})
+
+
+def _whole(message: Message) -> Message:
+    # However it was given: half a character in it could not be sent.
+    return dataclasses.replace(message, content=whole_characters(message.content))
 
 
 def text_of(chunk: Any) -> str:

@@ -202,6 +202,8 @@ def test_bad_values_from_elsewhere_are_named_too(tmp_path: Path) -> None:
     """Environment variables and URLs are checked as files are."""
     with pytest.raises(ConfigError, match="NBLLM_MAX_TOKENS"):
         manager(tmp_path, NBLLM_MAX_TOKENS="many").get("max_tokens")
+    with pytest.raises(ConfigError, match=r"NBLLM_TIMEOUT: timeout must be from 0\.001"):
+        manager(tmp_path, NBLLM_TIMEOUT="-1").get("timeout")
     with pytest.raises(ConfigError, match="is not a plain"):
         manager(tmp_path, NBLLM_OPENAI_BASE_URL="localhost:8000").settings("openai")
     with pytest.raises(ConfigError, match="no setting 'colour'"):

@@ -271,6 +271,21 @@ def test_a_conversation_may_be_messages_of_ours(wire: Wire) -> None:
     assert [message["content"] for message in wire.requests[0].body["messages"]] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "form", [str, lambda text: [Message("user", text)], lambda text: [{"role": "user", "content": text}]]
+)
+def test_half_a_character_in_a_prompt_is_no_crash(wire: Wire, form: Any) -> None:
+    """A lone surrogate, as a cut emoji leaves it, is replaced in whatever form the prompt is given."""
+    own = ProviderManager(config(wire, provider="openai"))
+
+    async def main() -> None:
+        await (await own.generate_response(form("a\ud83d"), "ok"))
+        await own.close()
+
+    asyncio.run(main())
+    assert wire.requests[0].body["messages"][0]["content"] == "a\ufffd"
+
+
 def test_it_works_from_two_loops_and_many_threads(wire: Wire) -> None:
     """One manager serves any number of event loops: each `asyncio.run` has one of its own."""
     own = ProviderManager(config(wire, provider="openai"))
