@@ -17,6 +17,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import functools
+import math
 import os
 import sys
 import threading
@@ -206,7 +207,7 @@ class Gate:
         """Open it; once."""
         self._lock.release()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float = math.inf) -> bool:
         """Wait at most so long, in steps short enough for an interrupt; whether it is open."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
@@ -218,9 +219,7 @@ class Gate:
 
 def wait(future: concurrent.futures.Future[T]) -> T:
     """The future's result; an interrupt is noticed within a few hundredths of a second."""
-    gate = Gate(future)
-    while not gate.wait(3600):
-        pass
+    Gate(future).wait()
     return future.result()
 
 
@@ -286,8 +285,7 @@ class Channel(Generic[T]):
             if (items := self._take(gate.open)) is not None:
                 return items
             try:
-                while not gate.wait(3600):
-                    pass
+                gate.wait()
             finally:
                 self._forget(gate.open)
 

@@ -246,14 +246,15 @@ class ConfigManager:
         """
         extra = self.provider(name)
         base_url, source = self._base_url(name, url_variables)
-        for known in ("base_url", "api_key", "api_key_env", "timeout"):
+        timeout = float(extra.pop("timeout", self.get("timeout")))
+        for known in ("base_url", "api_key", "api_key_env"):
             extra.pop(known, None)
         return ProviderSettings(
             name=name,
             api_key=self.key(name, key_variables),
             base_url=base_url,
             base_url_source=source,
-            timeout=float(self.provider(name).get("timeout", self.get("timeout"))),
+            timeout=timeout,
             extra=extra,
         )
 

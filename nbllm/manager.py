@@ -21,7 +21,7 @@ from nbllm.messages import Messages, normalized, text_of
 from nbllm.providers import ProviderSpec, registry
 from nbllm.providers.pool import ProviderPool
 from nbllm.response import Record, Response, ResponseStream
-from nbllm.types import Event, ModelInfo, Request, TextDelta, coalesced
+from nbllm.types import Event, ModelInfo, ReasoningDelta, Request, TextDelta, UsageUpdate, coalesced
 
 if TYPE_CHECKING:
     from nbllm.local import LocalModels
@@ -100,7 +100,10 @@ class ProviderManager:
     def has_key(self, provider: str) -> bool:
         """Whether the provider has what it needs to be used: a key, or no need of one."""
         spec = self._spec(provider)
-        return spec.local or bool(self._settings(spec).api_key) or self._settings(spec).base_url is not None
+        if spec.local:
+            return True
+        settings = self._settings(spec)
+        return bool(settings.api_key) or settings.base_url is not None
 
     def resolve(self, model: str | None = None) -> tuple[str, str]:
         """Which provider and model a name means.
@@ -111,21 +114,14 @@ class ProviderManager:
         """
         if not model:
             return self._provider, self.get_current_model()
-        aliases = self.config.aliases
-        seen = set()
-        while model in aliases and model not in seen and model.partition(":")[0].lower() not in registry():
-            seen.add(model)
-            model = aliases[model]
-        if model.lower() in registry():
-            return model.lower(), self._model_of(model.lower())
-        left, colon, right = model.partition(":")
-        # A registered name goes before an alias of it: an alias cannot stand in a provider's way.
-        provider = left.lower() if left.lower() in registry() else aliases.get(left, left).lower()
-        if colon and provider in registry():
-            if not right:
-                raise errors.ConfigError(f"{model} names no model.", action="Write the model behind the colon.")
-            return provider, right
-        return self._provider, model
+        provider, name = self._named(model)
+        if provider is None:
+            return self._provider, name
+        if name:
+            return provider, name
+        if model.endswith(":"):
+            raise errors.ConfigError(f"{model} names no model.", action="Write the model behind the colon.")
+        return provider, self._model_of(provider)
 
     # -- switching
 
@@ -138,9 +134,8 @@ class ProviderManager:
         Raises:
             NbllmError: where it cannot be; the old one stays current and usable, and the error says what to do.
         """
-        aliases = {} if llm_provider.partition(":")[0].lower() in registry() else self.config.aliases
-        name, _, model = aliases.get(llm_provider, llm_provider).partition(":")
-        spec = self._spec(aliases.get(name, name))
+        provider, model = self._named(llm_provider)
+        spec = self._spec(provider or model.partition(":")[0])
         await self._ours().bridge(self._switch(spec, model or None))
 
     set_provider = switch_llm_provider
@@ -330,6 +325,19 @@ class ProviderManager:
         configured: str | None = self._models.get(provider) or self.config.provider(provider).get("model")
         return configured or registry()[provider].default_model
 
+    def _named(self, name: str) -> tuple[str | None, str]:
+        """The provider and the model that a name says, aliases followed: None and empty where it says none.
+
+        A registered name goes before an alias of it: an alias cannot stand in a provider's way.
+        """
+        aliases, seen = self.config.aliases, set()
+        while name in aliases and name not in seen and name.partition(":")[0].lower() not in registry():
+            seen.add(name)
+            name = aliases[name]
+        left, _, right = name.partition(":")
+        provider = left.lower() if left.lower() in registry() else aliases.get(left, left).lower()
+        return (provider, right) if provider in registry() else (None, name)
+
     def _spec(self, name: str) -> ProviderSpec:
         spec = registry().get(name.lower())
         if spec is None:
@@ -476,18 +484,21 @@ class ProviderManager:
             channel.close(exc)
         else:
             flush()
-            record.cost = 0.0 if registry()[request.provider].local else None
-            record.end("complete")
+            self._end_complete(record)
             channel.close()
+
+    @staticmethod
+    def _end_complete(record: Record) -> None:
+        record.cost = 0.0 if registry()[record.provider].local else None
+        record.end("complete")
 
     async def _complete(self, request: Request) -> Response:
         record = Record(provider=request.provider, model=request.model)
         done = await self._attempt(request, lambda provider, adapted: provider.completion(adapted))
-        record.add([TextDelta(done.text)])
-        record.usage, record.finish, record.raw = done.usage, done.finish, done.raw
-        record.cost = 0.0 if registry()[request.provider].local else None
-        record.add(list(done.tool_calls))
-        record.end("complete")
+        record.raw = done.raw
+        record.add([ReasoningDelta(done.reasoning), TextDelta(done.text), *done.tool_calls])
+        record.add([UsageUpdate(done.usage), done.finish])
+        self._end_complete(record)
         return Response(record.text, record)
 
     async def _attempt(

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from nbllm.errors import UsageError
 
-__all__ = ["HelpShown", "cell_parser", "parse"]
+__all__ = ["HelpShown", "cell_parser", "parse", "split"]
 
 
 TAKEN = {"self", "messages", "model", "max_tokens", "temperature", "stream"}
@@ -73,14 +73,21 @@ def parse(parser: _Parser, line: str) -> argparse.Namespace:
         UsageError: where it is not of the grammar; an option that is mistyped is answered with the nearest.
         HelpShown: for `--help`.
     """
-    try:
-        words = shlex.split(line)
-    except ValueError as exc:
-        raise UsageError(
-            f"A quote is not closed in: {line.strip()}", action="Close it; the prompt goes on the lines below."
-        ) from exc
+    words = split(line, "Close it; the prompt goes on the lines below.")
     _check_options(parser, words)
     return parser.parse_args(words)
+
+
+def split(line: str, action: str = "Close it.") -> list[str]:
+    """The words of a line by shell rules.
+
+    Raises:
+        UsageError: where a quote is not closed; `action` says what to do.
+    """
+    try:
+        return shlex.split(line)
+    except ValueError as exc:
+        raise UsageError(f"A quote is not closed in: {line.strip()}", action=action) from exc
 
 
 def _check_options(parser: _Parser, words: Sequence[str]) -> None:

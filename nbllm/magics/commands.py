@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from nbllm._loop import allow_nested_loops, background_loop
 from nbllm.display.safe import safe_text
 from nbllm.display.table import Table
 from nbllm.errors import UsageError
+from nbllm.magics.arguments import split
 from nbllm.providers import registry
 from nbllm.session import get_session
 
@@ -39,10 +39,7 @@ def run_command(line: str) -> Any:
     Raises:
         UsageError: where there is no such command, or too many or too few arguments.
     """
-    try:
-        name, *arguments = shlex.split(line) or ["status"]
-    except ValueError as exc:
-        raise UsageError(f"A quote is not closed in: {line.strip()}", action="Close it.") from exc
+    name, *arguments = split(line) or ["status"]
     name = {"--help": "help", "-h": "help", "--version": "version"}.get(name, name)
     command = COMMANDS.get(name)
     if command is None:

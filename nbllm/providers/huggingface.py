@@ -12,7 +12,8 @@ from nbllm.errors import InvalidRequestError, Phase, ProviderError, ServerError
 from nbllm.local.generate import Generation
 from nbllm.local.load import cached, registry
 from nbllm.providers.base import Provider
-from nbllm.types import Completion, Event, Finish, ModelInfo, Request, TextDelta, Usage, UsageUpdate
+from nbllm.response import Record
+from nbllm.types import Completion, Event, Finish, ModelInfo, Request
 
 
 class HuggingFaceProvider(Provider):
@@ -35,21 +36,11 @@ class HuggingFaceProvider(Provider):
         await asyncio.to_thread(stream.join)
 
     async def complete(self, request: Request) -> Completion:
-        generation = await self.open(request)
-        text: list[str] = []
-        usage, finish = Usage(), Finish("other")
-        try:
-            async for batch in self.decode(generation, request):
-                for event in batch:
-                    if isinstance(event, TextDelta):
-                        text.append(event.text)
-                    elif isinstance(event, UsageUpdate):
-                        usage = event.usage
-                    elif isinstance(event, Finish):
-                        finish = event
-        finally:
-            await self._close_shielded(generation)
-        return Completion(text="".join(text), finish=finish, usage=usage, model=request.model)
+        # A local model has one way to answer; the record folds the events as it does for a stream.
+        record = Record(provider=self.name, model=request.model)
+        await self.stream(request, record.add, lambda: None)
+        finish = record.finish or Finish("other")
+        return Completion(text=record.text, finish=finish, usage=record.usage, model=request.model)
 
     async def models(self) -> list[ModelInfo]:
         loaded = {model.name: model for model in registry.loaded()}

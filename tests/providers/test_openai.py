@@ -88,6 +88,7 @@ def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
                 whole.finish_reason,
             )
             assert streamed.tool_calls == whole.tool_calls
+            assert streamed.reasoning == whole.reasoning
             assert whole.raw["choices"]
             answers.append(whole)
         return answers
