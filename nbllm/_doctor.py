@@ -20,7 +20,6 @@ from nbllm._loop import background_loop
 from nbllm.display.safe import safe_text
 from nbllm.errors import NbllmError, ProviderError
 from nbllm.manager import ProviderManager
-from nbllm.providers import registry
 
 __all__ = ["Finding", "examine", "run_doctor"]
 
@@ -127,7 +126,7 @@ def _gpus() -> list[str]:
 def _providers() -> Iterator[Finding]:
     manager = ProviderManager()
     try:
-        for name, spec in registry().items():
+        for name, spec in manager.specs().items():
             subject = f"provider {name}"
             if not manager.has_key(name):
                 yield Finding(subject, False, "no key", f"Set {spec.key_variables[0]} in the environment.")
@@ -142,7 +141,7 @@ def _providers() -> Iterator[Finding]:
 
 def _answer(manager: ProviderManager, name: str) -> str:
     """What the provider says when it is asked for its models; a local one is asked to speak."""
-    local = registry()[name].local
+    local = manager.specs()[name].local
 
     async def ask() -> str:
         if local:

@@ -8,24 +8,25 @@ import contextlib
 import dataclasses
 import difflib
 import threading
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 from nbllm import errors
 from nbllm._loop import GRACE, BackgroundLoop, Channel, Job, background_loop, resolve
+from nbllm.cache import ResponseCache, cache_path
+from nbllm.calls import CacheUse, Calls, Plan
 from nbllm.config import ConfigManager, ProviderSettings
 from nbllm.messages import Messages, normalized, text_of
-from nbllm.providers import ProviderSpec, registry
+from nbllm.providers import ProviderSpec, endpoints
 from nbllm.providers.pool import ProviderPool
 from nbllm.response import Record, Response, ResponseStream
-from nbllm.types import Event, ModelInfo, ReasoningDelta, Request, TextDelta, UsageUpdate, coalesced
+from nbllm.types import Attachment, Event, Message, ModelInfo, Request
 
 if TYPE_CHECKING:
     from nbllm.local import LocalModels
-    from nbllm.providers.base import Provider
 
 __all__ = ["Change", "ProviderManager"]
 
@@ -59,8 +60,12 @@ class ProviderManager:
         self._switching = asyncio.Lock()
         self._guard = threading.Lock()
         self._running: weakref.WeakSet[Job[None]] = weakref.WeakSet()
-        self._refused: dict[tuple[str, str | None, str], frozenset[str]] = {}
         self._observers: list[Callable[[Change], None]] = []
+        self._response_cache: ResponseCache | None = None
+        self.notebook: Path | None = None
+        """The notebook that this kernel runs, where the front end says so."""
+        self.calls = Calls(self.config, lambda: self._pool, self._spec, self.response_cache)
+        """What runs the calls: its ledger, budget, prices and log."""
 
     @classmethod
     async def create(cls, config_manager: ConfigManager | None = None) -> Self:
@@ -94,16 +99,31 @@ class ProviderManager:
         )
 
     def get_available_providers(self) -> list[str]:
-        """The names of all providers, those of other packages included."""
-        return list(registry())
+        """The names of all providers, those of other packages and the configured endpoints included."""
+        return list(self.specs())
+
+    def specs(self) -> dict[str, ProviderSpec]:
+        """Every provider by name: those of nbllm, those of other packages, then the configured endpoints."""
+        return endpoints.specs_of(self.config)
 
     def has_key(self, provider: str) -> bool:
         """Whether the provider has what it needs to be used: a key, or no need of one."""
         spec = self._spec(provider)
-        if spec.local:
+        if spec.local or not spec.key_variables:
             return True
-        settings = self._settings(spec)
-        return bool(settings.api_key) or settings.base_url is not None
+        try:
+            settings = self._settings(spec)
+        except errors.ConfigError:  # there is something that cannot be used as it is: using it says why
+            return True
+        return bool(settings.api_key) or (settings.base_url is not None and not spec.endpoint)
+
+    def spec(self, provider: str) -> ProviderSpec:
+        """What is known of a provider or an endpoint, by its name in any case.
+
+        Raises:
+            ConfigError: where there is none of this name; it names the closest.
+        """
+        return self._spec(provider)
 
     def resolve(self, model: str | None = None) -> tuple[str, str]:
         """Which provider and model a name means.
@@ -135,8 +155,7 @@ class ProviderManager:
             NbllmError: where it cannot be; the old one stays current and usable, and the error says what to do.
         """
         provider, model = self._named(llm_provider)
-        spec = self._spec(provider or model.partition(":")[0])
-        await self._ours().bridge(self._switch(spec, model or None))
+        await self._switch_to(self._spec(provider or model.partition(":")[0]), model or None)
 
     set_provider = switch_llm_provider
 
@@ -147,7 +166,7 @@ class ProviderManager:
             NbllmError: where that provider cannot be used; nothing has changed then.
         """
         provider, name = self.resolve(model)
-        await self._ours().bridge(self._switch(self._spec(provider), name))
+        await self._switch_to(self._spec(provider), name)
 
     def set_parameters(self, **parameters: Any) -> None:
         """Set `max_tokens`, `temperature` or `system` for all calls that do not set their own; None takes it back.
@@ -174,6 +193,9 @@ class ProviderManager:
         max_tokens: int | None = None,
         temperature: float | None = None,
         stream: Literal[True] = True,
+        *,
+        cache: CacheUse | None = None,
+        fallback: Sequence[str] | None = None,
         **provider_options: Any,
     ) -> ResponseStream: ...
 
@@ -186,6 +208,8 @@ class ProviderManager:
         temperature: float | None = None,
         *,
         stream: Literal[False],
+        cache: CacheUse | None = None,
+        fallback: Sequence[str] | None = None,
         **provider_options: Any,
     ) -> Response: ...
 
@@ -196,6 +220,9 @@ class ProviderManager:
         max_tokens: int | None = None,
         temperature: float | None = None,
         stream: bool = True,
+        *,
+        cache: CacheUse | None = None,
+        fallback: Sequence[str] | None = None,
         **provider_options: Any,
     ) -> ResponseStream | Response:
         """Ask the model.
@@ -207,7 +234,11 @@ class ProviderManager:
             temperature: The sampling temperature; by default the configured one.
             stream: Whether to return at the first sign of the answer, or the whole of it by the provider's own
                 call without streaming.
-            provider_options: What else the provider takes: `seed`, `top_p`, `stop` and its own.
+            cache: Whether the response cache is used: `auto` where the answer is repeatable (temperature 0 or a
+                seed), `on`, `off`, or `refresh` for a new answer in the old one's place; by default the configured.
+            fallback: Models to ask, in this order, where the first cannot answer; by default the configured ones. The
+                response says which one did.
+            provider_options: What else the provider takes: `seed`, `top_p`, `stop`, `tools`, `schema` and its own.
 
         Returns:
             A `ResponseStream` once the provider has begun to answer, or a `Response`.
@@ -216,10 +247,18 @@ class ProviderManager:
             UsageError: where the arguments make no request.
             ProviderError: where the provider refused or failed before it answered.
         """
+        plan = self._plan(
+            messages,
+            model,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            cache=cache,
+            fallback=fallback,
+            options=provider_options,
+        )
         if not stream:
-            request = self._request(messages, model, max_tokens, temperature, provider_options)
-            return await self._ours().bridge(self._complete(request))
-        answer, opened = self._start(messages, model, max_tokens, temperature, provider_options)
+            return await self._ours().bridge(self.calls.complete(plan))
+        answer, opened = self._start(plan)
         try:
             await asyncio.wrap_future(opened)
         except asyncio.CancelledError:
@@ -235,14 +274,51 @@ class ProviderManager:
         model: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        stream: bool = True,
+        *,
+        cache: CacheUse | None = None,
+        fallback: Sequence[str] | None = None,
         **provider_options: Any,
     ) -> ResponseStream:
         """The same as a stream that is returned at once, before anything is sent; for code that does not await.
 
+        Without `stream` the provider's call without streaming is made, and the answer arrives in one piece.
+
         Raises:
             UsageError: where the arguments make no request. All other errors are raised by reading.
         """
-        return self._start(messages, model, max_tokens, temperature, provider_options)[0]
+        plan = self.plan(
+            messages, model, max_tokens, temperature, stream, cache=cache, fallback=fallback, **provider_options
+        )
+        return self._start(plan)[0]
+
+    def plan(
+        self,
+        messages: Messages,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stream: bool = True,
+        *,
+        cache: CacheUse | None = None,
+        fallback: Sequence[str] | None = None,
+        **provider_options: Any,
+    ) -> Plan:
+        """The call as `start` would make it; nothing is sent.
+
+        Raises:
+            UsageError: where the arguments make no request.
+        """
+        plan = self._plan(
+            messages,
+            model,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            cache=cache,
+            fallback=fallback,
+            options=provider_options,
+        )
+        return plan if stream else dataclasses.replace(plan, whole=True)
 
     @staticmethod
     async def process_streaming_response(response: AsyncIterator[Any]) -> str:
@@ -267,6 +343,29 @@ class ProviderManager:
     async def get_available_models(self, provider: str | None = None) -> list[str]:
         """The names of `models()`."""
         return [model.id for model in await self.models(provider)]
+
+    # -- what was used
+
+    def usage(self) -> list[dict[str, Any]]:
+        """What was used since the kernel started, a row for each model: calls, tokens, cost; for a DataFrame."""
+        totals = self.calls.ledger.totals()
+        return [
+            {"provider": provider, "model": model, **dataclasses.asdict(used)}
+            for (provider, model), used in totals.items()
+        ]
+
+    def set_budget(self, limit: float | None) -> None:
+        """Refuse calls that could take the cost of all calls from now on above so many US dollars; None ends it."""
+        self.config.set("budget", limit)
+        self.calls.set_budget(limit)
+
+    def response_cache(self) -> ResponseCache:
+        """The cache of answers, opened at the first call: in the user's folder, or beside the notebook."""
+        with self._guard:
+            if self._response_cache is None:
+                place = cache_path(self.config.get("cache_place"), notebook=self.notebook, environ=self.config.environ)
+                self._response_cache = ResponseCache(place)
+            return self._response_cache
 
     @property
     def huggingface(self) -> LocalModels:
@@ -301,7 +400,7 @@ class ProviderManager:
         with self._guard:
             if self._owner is not loop:
                 self._owner, self._switching = loop, asyncio.Lock()
-                self._pool = ProviderPool(self._settings)
+                self._pool, self._running = ProviderPool(self._settings), weakref.WeakSet()
         return loop
 
     @property
@@ -313,7 +412,9 @@ class ProviderManager:
         if self._current is None:
             model, provider = self.config.get("model"), self.config.get("provider")
             if provider is None:
-                ready = (name for name, spec in registry().items() if not spec.local and self.has_key(name))
+                # An endpoint was configured to be used, but only one with a model can be without a word more.
+                known = {name: spec for name, spec in self.specs().items() if spec.key_variables or spec.endpoint}
+                ready = (name for name, spec in known.items() if spec.default_model and self.has_key(name))
                 provider = next(ready, "huggingface")
             self._current = self._spec(provider).name
             if model is not None:
@@ -323,33 +424,38 @@ class ProviderManager:
 
     def _model_of(self, provider: str) -> str:
         configured: str | None = self._models.get(provider) or self.config.provider(provider).get("model")
-        return configured or registry()[provider].default_model
+        if model := configured or self.specs()[provider].default_model:
+            return model
+        raise errors.ConfigError(
+            f"No model is set for the endpoint {provider}.",
+            action=f"Name it behind the colon, {provider}:MODEL (%llm models {provider} lists them), or set "
+            f"[endpoints.{provider}] model.",
+        )
 
     def _named(self, name: str) -> tuple[str | None, str]:
         """The provider and the model that a name says, aliases followed: None and empty where it says none.
 
         A registered name goes before an alias of it: an alias cannot stand in a provider's way.
         """
-        aliases, seen = self.config.aliases, set()
-        while name in aliases and name not in seen and name.partition(":")[0].lower() not in registry():
+        aliases, seen, known = self.config.aliases, set(), self.specs()
+        while name in aliases and name not in seen and name.partition(":")[0].lower() not in known:
             seen.add(name)
             name = aliases[name]
         left, _, right = name.partition(":")
-        provider = left.lower() if left.lower() in registry() else aliases.get(left, left).lower()
-        return (provider, right) if provider in registry() else (None, name)
+        provider = left.lower() if left.lower() in known else aliases.get(left, left).lower()
+        return (provider, right) if provider in known else (None, name)
 
     def _spec(self, name: str) -> ProviderSpec:
-        spec = registry().get(name.lower())
+        known = self.specs()
+        spec = known.get(name.lower())
         if spec is None:
-            close = difflib.get_close_matches(name.lower(), list(registry()), n=1)
+            close = difflib.get_close_matches(name.lower(), list(known), n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
-            raise errors.ConfigError(
-                f"There is no provider {name!r}.", action=f"{hint}There are: {', '.join(registry())}."
-            )
+            raise errors.ConfigError(f"There is no provider {name!r}.", action=f"{hint}There are: {', '.join(known)}.")
         return spec
 
     def _settings(self, spec: ProviderSpec) -> ProviderSettings:
-        return self.config.settings(spec.name, key_variables=spec.key_variables, url_variables=spec.url_variables)
+        return endpoints.settings_of(self.config, spec)
 
     def _notify(self) -> None:
         change = self.current()
@@ -359,20 +465,27 @@ class ProviderManager:
             except Exception:  # an observer's fault must not undo a switch that has happened
                 self.config.logger.exception("an observer of the manager failed")
 
+    async def _switch_to(self, spec: ProviderSpec, model: str | None) -> None:
+        with contextlib.suppress(errors.NbllmError):  # what is left behind need not be usable
+            self.get_current_provider()  # found out here, and with it the configured model: it may ask the keyring
+        await self._ours().bridge(self._switch(spec, model))
+
     async def _switch(self, spec: ProviderSpec, model: str | None) -> None:
         async with self._switching:
+            if model is None:
+                self._model_of(spec.name)  # raises where there is none
             await self._pool.build(spec)
-            before = self._provider
-            self._current = spec.name
+            before, self._current = self._current, spec.name
             if model is not None:
                 self._models[spec.name] = model
-        if before != spec.name:
-            await self._pool.retire(before)
         self._notify()
+        if before not in (None, spec.name):
+            await self._pool.retire(before)
 
     async def _list(self, spec: ProviderSpec) -> list[ModelInfo]:
         async with self._pool.lease(spec) as provider:
-            return await provider.list_models()
+            found = await provider.list_models()
+            return await self.calls.prices.informed(found, base_url=provider.settings.base_url)
 
     async def _close(self) -> None:
         running = [job for job in self._running if not job.ended.done()]
@@ -381,16 +494,42 @@ class ProviderManager:
         if running:
             await asyncio.wait([asyncio.wrap_future(job.ended) for job in running], timeout=GRACE)
         await self._pool.close()
+        if self._response_cache is not None:
+            await asyncio.to_thread(self._response_cache.close)
 
-    def _request(
+    def _plan(
         self,
         messages: Messages,
         model: str | None,
+        *,
+        max_tokens: int | None,
+        temperature: float | None,
+        cache: CacheUse | None,
+        fallback: Sequence[str] | None,
+        options: Mapping[str, Any],
+    ) -> Plan:
+        cache = cache or self.config.get("cache")
+        if cache not in get_args(CacheUse):
+            raise errors.UsageError(f"cache is {cache!r}.", action=f"Give one of: {', '.join(get_args(CacheUse))}.")
+        fallback = self.config.get("fallback") or () if fallback is None else fallback
+        if isinstance(fallback, str):
+            raise errors.UsageError("fallback is a str.", action=f"Give a list of models: [{fallback!r}].")
+        redact = self.config.redactor()
+        asked = tuple(_redacted(message, redact) for message in normalized(messages))
+        models = dict.fromkeys(self.resolve(name) for name in (model, *fallback))
+        given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "options": options}
+        return Plan(tuple(self._request(asked, *whom, **given) for whom in models), cache)
+
+    def _request(
+        self,
+        messages: tuple[Message, ...],
+        provider: str,
+        model: str,
+        *,
         max_tokens: int | None,
         temperature: float | None,
         options: Mapping[str, Any],
     ) -> Request:
-        provider, name = self.resolve(model)
         own = self.config.provider(provider)
         given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         explicit = frozenset(key for key, value in given.items() if value is not None)
@@ -404,24 +543,16 @@ class ProviderManager:
             raise errors.UsageError(f"temperature is {temperature!r}.", action="Give a number from 0 to 2.")
         return Request(
             provider=provider,
-            model=name,
-            messages=normalized(messages),
+            model=model,
+            messages=messages,
             max_tokens=max_tokens,
             temperature=float(temperature),
             options=dict(options),
             explicit=explicit,
         )
 
-    def _start(
-        self,
-        messages: Messages,
-        model: str | None,
-        max_tokens: int | None,
-        temperature: float | None,
-        options: Mapping[str, Any],
-    ) -> tuple[ResponseStream, concurrent.futures.Future[None]]:
-        request = self._request(messages, model, max_tokens, temperature, options)
-        record = Record(provider=request.provider, model=request.model)
+    def _start(self, plan: Plan) -> tuple[ResponseStream, concurrent.futures.Future[None]]:
+        record = Record(provider=plan.requests[0].provider, model=plan.requests[0].model)
         channel: Channel[Event] = Channel()
         opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         loop = self._ours()
@@ -431,112 +562,27 @@ class ProviderManager:
         job.ended.add_done_callback(lambda _: resolve(opened))
         stream = ResponseStream(record, channel, job, loop)
         try:
-            job.start(self._pump(request, record, channel, opened))
+            job.start(self.calls.stream(plan, record, channel, opened))
         except BaseException:  # an interrupt: nobody would hold the stream
             stream.cancel()
             raise
         return stream, opened
 
-    async def _pump(
-        self,
-        request: Request,
-        record: Record,
-        channel: Channel[Event],
-        opened: concurrent.futures.Future[None],
-    ) -> None:
-        """Run one streaming call to its end, whatever that is; its errors go to the reader, not to the task."""
-        loop = asyncio.get_running_loop()
-        pending: list[Event] = []
 
-        def emit(batch: list[Event]) -> None:
-            # HTTP chunks that one socket read brought are decoded without the loop running in between, so what
-            # is called soon is called once for all of them: the reader is woken once a read, not once a token.
-            if not pending:
-                loop.call_soon(flush)
-            pending.extend(batch)
-
-        def flush() -> None:
-            if pending:
-                batch = coalesced(pending)
-                pending.clear()
-                record.add(batch)
-                channel.put(batch)
-
-        try:
-            await self._attempt(
-                request,
-                lambda provider, adapted: provider.stream(adapted, emit, lambda: resolve(opened)),
-                may_repeat=lambda: record.first_event is None and not pending,
-            )
-        except asyncio.CancelledError:
-            flush()
-            record.end("interrupted")
-            channel.close()
-            raise
-        except errors.IncompleteStreamError as exc:
-            flush()
-            exc.text = record.text
-            record.end("incomplete", exc)
-            channel.close(exc)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is the reader's
-            flush()
-            record.end("failed", exc)
-            channel.close(exc)
-        else:
-            flush()
-            self._end_complete(record)
-            channel.close()
-
-    @staticmethod
-    def _end_complete(record: Record) -> None:
-        record.cost = 0.0 if registry()[record.provider].local else None
-        record.end("complete")
-
-    async def _complete(self, request: Request) -> Response:
-        record = Record(provider=request.provider, model=request.model)
-        done = await self._attempt(request, lambda provider, adapted: provider.completion(adapted))
-        record.raw = done.raw
-        record.add([ReasoningDelta(done.reasoning), TextDelta(done.text), *done.tool_calls])
-        record.add([UsageUpdate(done.usage), done.finish])
-        self._end_complete(record)
-        return Response(record.text, record)
-
-    async def _attempt(
-        self,
-        request: Request,
-        call: Callable[[Provider, Request], Any],
-        may_repeat: Callable[[], bool] = lambda: True,
-    ) -> Any:
-        """Make the call; once more without a default of ours that the model turns out to refuse."""
-        async with self._pool.lease(self._spec(request.provider)) as provider:
-            key = (request.provider, provider.settings.base_url, request.model)
-            request = dataclasses.replace(request, dropped=self._refused.get(key, frozenset()))
-            started = time.monotonic()
-            while True:
-                try:
-                    result = await call(provider, request)
-                except errors.InvalidRequestError as exc:
-                    adapted = provider.adapt(request, exc) if may_repeat() else None
-                    if adapted is None:
-                        raise
-                    self._refused[key] = adapted.dropped
-                    request = adapted
-                except errors.ModelNotFoundError as exc:
-                    await _name_the_closest(provider, exc)
-                    raise
-                else:
-                    self.config.logger.debug(
-                        "%s:%s answered in %.2f s",
-                        request.provider,
-                        request.model,
-                        time.monotonic() - started,
-                    )
-                    return result
+def _redacted(message: Message, redact: Callable[[str], str]) -> Message:
+    """The message without the keys that are known here: none of them is for a model to see."""
+    return dataclasses.replace(
+        message,
+        content=redact(message.content),
+        attachments=tuple(_redacted_file(attachment, redact) for attachment in message.attachments),
+        tool_calls=tuple(dataclasses.replace(call, arguments=redact(call.arguments)) for call in message.tool_calls),
+    )
 
 
-async def _name_the_closest(provider: Provider, error: errors.ModelNotFoundError) -> None:
-    from nbllm.providers.mapping import model_not_found
-
-    with contextlib.suppress(Exception):  # a hint is not worth a second error
-        async with asyncio.timeout(5):
-            model_not_found(error, [model.id for model in await provider.list_models()])
+def _redacted_file(file: Attachment, redact: Callable[[str], str]) -> Attachment:
+    try:
+        text = file.data.decode()
+    except UnicodeDecodeError:  # a picture, say
+        return file
+    clean = redact(text)
+    return file if clean == text else dataclasses.replace(file, data=clean.encode())

@@ -9,10 +9,15 @@ from typing import Any, Final
 from nbllm.errors import UsageError
 from nbllm.types import Message, TextDelta, whole_characters
 
-__all__ = ["Messages", "normalized", "text_of"]
+__all__ = ["COMMON_OPTIONS", "Messages", "normalized", "text_of"]
 
 Messages = str | Sequence[Mapping[str, Any] | Message]
 """What may be asked: a prompt, or a conversation of `{"role": …, "content": …}`."""
+
+COMMON_OPTIONS: Final = frozenset({"seed", "top_p", "stop", "tools", "schema"})
+"""Options that mean the same for every provider that has them: a number; a share of the probability mass; a str or
+list of str at which the answer stops; functions as `{"type": "function", "function": {"name", "description",
+"parameters"}}`; a JSON Schema that the answer is to follow."""
 
 ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
 

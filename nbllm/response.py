@@ -21,7 +21,9 @@ from nbllm.types import (
     Event,
     Finish,
     FinishReason,
+    ProviderEvent,
     ReasoningDelta,
+    Request,
     State,
     TextDelta,
     ToolCall,
@@ -34,6 +36,7 @@ from nbllm.types import (
 __all__ = ["CodeBlock", "Record", "Response", "ResponseStream"]
 
 FINAL: Final[frozenset[State]] = frozenset({"complete", "interrupted", "incomplete", "failed"})
+TOKENS: Final = (TextDelta, ReasoningDelta, ToolCallDelta, ToolCall)
 
 
 class CodeBlock(NamedTuple):
@@ -51,18 +54,25 @@ class Record:
     model: str
     state: State = "pending"
     started: float = field(default_factory=time.monotonic)
+    sent: float | None = None
     first_event: float | None = None
+    first_token: float | None = None
     ended: float | None = None
     usage: Usage = field(default_factory=Usage)
     cost: float | None = None
     finish: Finish | None = None
     cached: bool = False
+    request_id: str | None = None
+    attempts: int = 0
+    fallback_of: tuple[str, ...] = ()
+    request: Request | None = None
     raw: Any = None
     error: BaseException | None = None
     _text: list[str] = field(default_factory=list)
     _reasoning: list[str] = field(default_factory=list)
     _calls: dict[int, ToolCall] = field(default_factory=dict)
     _whole_calls: list[ToolCall] = field(default_factory=list)
+    provider_events: list[ProviderEvent] = field(default_factory=list)
 
     def add(self, events: list[Event]) -> None:
         """Take in what arrived; nothing arrives any more after the end."""
@@ -71,6 +81,9 @@ class Record:
         if self.first_event is None:
             self.first_event = time.monotonic()
             self.state = "streaming"
+        # A provider may report the prompt's usage first: what the reader waits for is the model's first word.
+        if self.first_token is None and any(isinstance(event, TOKENS) for event in events):
+            self.first_token = time.monotonic()
         for event in events:
             if isinstance(event, TextDelta):
                 self._text.append(event.text)
@@ -87,6 +100,8 @@ class Record:
                 )
             elif isinstance(event, ToolCall):
                 self._whole_calls.append(event)
+            else:
+                self.provider_events.append(event)
 
     def end(self, state: State, error: BaseException | None = None) -> None:
         """Set the final state; the first one counts."""
@@ -122,9 +137,12 @@ class Response(str):
         cost: US dollars, or None where the price is not known.
         finish_reason: Why the model stopped; None where it was stopped.
         state: `complete`, or `interrupted` where the reader stopped it.
-        cached: Whether it was replayed from the cache.
+        cached: Whether it was replayed from the cache; the rest then describes the original call.
+        request_id: The provider's id of the request, where it gives one.
+        fallback_of: The models, as `provider:model`, that were asked before this one and failed.
         reasoning: The model's reasoning, as far as the provider shows it.
         tool_calls: What tools the model asks for.
+        provider_events: What else the provider said, of its own kinds: citations, sources, signatures.
         raw: The provider's own answer as plain data, for a call that did not stream.
     """
 
@@ -135,8 +153,11 @@ class Response(str):
     finish_reason: FinishReason | None
     state: State
     cached: bool
+    request_id: str | None
+    fallback_of: tuple[str, ...]
     reasoning: str
     tool_calls: tuple[ToolCall, ...]
+    provider_events: tuple[ProviderEvent, ...]
     raw: Any
 
     def __new__(cls, text: str, record: Record | None = None) -> Self:
@@ -145,8 +166,10 @@ class Response(str):
         record = record or Record(provider="", model="", state="complete")
         self.provider, self.model = record.provider, record.model
         self.usage, self.cost, self.cached, self.raw = record.usage, record.cost, record.cached, record.raw
+        self.request_id, self.fallback_of = record.request_id, record.fallback_of
         self.finish_reason = record.finish.reason if record.finish else None
         self.state, self.reasoning, self.tool_calls = record.state, record.reasoning, record.tool_calls
+        self.provider_events = tuple(record.provider_events)
         return self
 
     def __getnewargs__(self) -> tuple[str]:
@@ -274,6 +297,30 @@ class ResponseStream:
         return self._record.state
 
     @property
+    def error(self) -> BaseException | None:
+        """What went wrong; None while it runs and where nothing did."""
+        return self._record.error
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from when the request was first sent to the model's first word, reasoning included; None before it.
+
+        Retries and a model that failed before this one count, loading an SDK does not. Of an answer out of the cache it
+        is the time of the replay.
+        """
+        first = self._record.first_token
+        return None if first is None else first - self._sent
+
+    @property
+    def duration(self) -> float:
+        """Seconds from when the request was first sent to the end, or to now while it runs."""
+        return (self._record.ended or time.monotonic()) - self._sent
+
+    @property
+    def _sent(self) -> float:
+        return self._record.sent or self._record.started
+
+    @property
     def provider(self) -> str:
         """The provider that answers."""
         return self._record.provider
@@ -282,6 +329,26 @@ class ResponseStream:
     def model(self) -> str:
         """The model that answers."""
         return self._record.model
+
+    @property
+    def request(self) -> Request | None:
+        """What was asked of the model that answers; None before its turn came."""
+        return self._record.request
+
+    @property
+    def cached(self) -> bool:
+        """Whether it is replayed from the cache."""
+        return self._record.cached
+
+    @property
+    def request_id(self) -> str | None:
+        """The provider's id of the request, where it gives one."""
+        return self._record.request_id
+
+    @property
+    def fallback_of(self) -> tuple[str, ...]:
+        """The models that were asked before this one and failed."""
+        return self._record.fallback_of
 
     def cancel(self) -> None:
         """Stop it; from any thread, at once. What had arrived stays, and the provider's socket is closed."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
 import traitlets
 from traitlets.config import Configurable
 
 from nbllm._loop import background_loop
+from nbllm.chats import Chats, chats_path
+from nbllm.conversation import Conversation, History
 from nbllm.errors import NbllmError
+from nbllm.jobs import Jobs
 from nbllm.manager import Change, ProviderManager
 from nbllm.messages import Messages
 from nbllm.response import Response, ResponseStream
@@ -37,6 +40,9 @@ class LLM(Configurable):
 
     def __init__(self, manager: ProviderManager | None = None, **kwargs: Any) -> None:
         self._mirroring = False
+        self._guard = threading.Lock()
+        self._chats: Chats | None = None
+        self.jobs = Jobs()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.manager = manager or ProviderManager()
         with self._mirror():
@@ -53,6 +59,48 @@ class LLM(Configurable):
         """
         background_loop().run(self.manager.set_model(model))
         self._take(self.manager.current())
+
+    @property
+    def chats(self) -> Chats:
+        """The kernel's conversations; asked for first, those that an earlier kernel stored are taken in."""
+        with self._guard:
+            if self._chats is None:
+                config = self.manager.config
+                self._chats = Chats(
+                    redact=config.redact, place=lambda: chats_path(self.manager.notebook, config.environ)
+                )
+            return self._chats
+
+    def conversation(self, name: str | None = None) -> Conversation:
+        """The conversation of this name, a new one where there is none; by default the current one.
+
+        Raises:
+            UsageError: where it cannot be a name.
+        """
+        return self.chats.conversation(name)
+
+    def fitting(
+        self, history: History, own: Sequence[Message], model: str | None = None, max_tokens: int | None = None
+    ) -> History:
+        """The history as far as it fits into the model's context window; `left_out` says how much does not.
+
+        Only a model on this machine is known well enough; to a provider all of it is sent.
+
+        Args:
+            history: Earlier turns.
+            own: The system prompt and what is asked now.
+            model: Whom to ask; by default the current model.
+            max_tokens: The most tokens to answer with; by default the configured number.
+        """
+        if not history:
+            return history
+        provider, name = self.manager.resolve(model)
+        window = self.manager.huggingface.window(name) if provider == "huggingface" else None
+        if window is None:
+            return history
+        # A long answer may take all that is left, but is no reason to forget everything.
+        room = min(self.max_tokens if max_tokens is None else max_tokens, window.tokens // 4)
+        return history.fitting(own, limit=window.tokens - room, count=window.count)
 
     def messages(self, prompt: str, system: str | None = None) -> list[Message]:
         """The prompt as a conversation, with the system prompt given or else the configured one."""

@@ -91,7 +91,7 @@ class Request:
         messages: The conversation, oldest first.
         max_tokens: The most tokens to answer with.
         temperature: The sampling temperature; 0 is greedy.
-        options: What else the caller set: common names (`seed`, `top_p`, `stop`) and the provider's own.
+        options: What else the caller set: the common names (`messages.COMMON_OPTIONS`) and the provider's own.
         explicit: Which of `max_tokens` and `temperature` the caller set, as against a default of ours: only
             a default may be dropped for a model that refuses it.
         dropped: Parameters left out for this model, which was found to refuse them.
@@ -116,12 +116,14 @@ class Usage:
         output_tokens: Tokens of the answer, reasoning included.
         cached_tokens: Those of the prompt read from the provider's cache.
         reasoning_tokens: Those of the answer spent on reasoning.
+        cache_write_tokens: Those of the prompt written to the provider's cache, where that has a price of its own.
     """
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
     @property
     def total_tokens(self) -> int | None:
@@ -129,6 +131,15 @@ class Usage:
         if self.input_tokens is None or self.output_tokens is None:
             return None
         return self.input_tokens + self.output_tokens
+
+    def checked(self) -> Usage:
+        """This usage without what is no count: a server may send anything, and an answer is not lost for that."""
+        wrong = {
+            name: None
+            for name in self.__slots__
+            if (value := getattr(self, name)) is not None and (type(value) is not int or not 0 <= value < 2**53)
+        }
+        return replace(self, **wrong) if wrong else self
 
     def updated(self, later: Usage) -> Usage:
         """This usage with what a later report of the same call knows; providers report totals, not increments."""
@@ -196,6 +207,7 @@ class Completion:
     model: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str = ""
+    request_id: str | None = None
     raw: Any = field(default=None, repr=False)
 
 

@@ -76,6 +76,10 @@ FIXED = {
     # jupyter_core warns where it has to guess, and warnings are errors.
     "JUPYTER_PLATFORM_DIRS": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    # An answer of one test is not to be replayed in another, whose server has the same port.
+    "NBLLM_CACHE": "off",
+    # A fault is to be seen at once; what tests retries sets its own.
+    "NBLLM_MAX_RETRIES": "0",
 }
 """Variables that are set."""
 

@@ -11,6 +11,7 @@ import pytest
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import measure
 from tests.benchmarks.figure import Figure, count
+from tests.benchmarks.programs.readers import PATHS
 from tests.soak import __main__ as soak
 from tests.soak.report import Report
 
@@ -138,15 +139,16 @@ def test_a_program_that_fails_says_why() -> None:
         measure.program("stream", nonsense=1)
 
 
-def test_all_readers_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("provider", PATHS)
+def test_all_readers_read_the_same(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each contender of the token benchmark reads the whole answer, over a server in a process of its own."""
     with measure.wire() as url:
-        for contender in ("nbllm", "openai", "httpx2"):
-            cost = measure.program("stream", contender=contender, url=url, model="ok-5", tokens=5)
-            assert cost["us"] > 0
+        for contender in ("nbllm", "sdk", "httpx2"):
+            told = {"contender": contender, "provider": provider, "url": url, "model": "ok-5", "tokens": 5}
+            assert measure.program("stream", **told, requests=1)["us"] > 0
         assert {request["model"] for request in measure.requests_of(url)} == {"ok-5"}
     monkeypatch.setenv("OPENAI_API_KEY", "set")  # the server's own variables are gone
-    assert "OPENAI_BASE_URL" not in measure.environment()
+    assert "NBLLM_OPENAI_BASE_URL" not in measure.environment()
 
 
 def test_the_report_of_a_soak_counts_what_failed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ def test_the_doctor_says_what_works_and_what_to_do(tmp_path: Path) -> None:
     openai = next(index for index, line in enumerate(lines) if "provider openai" in line)
     assert lines[openai].startswith("no")
     assert "→ Set OPENAI_API_KEY" in lines[openai + 1]
-    local = next(line for line in lines if "provider huggingface" in line)
+    local = next(line for line in lines if "provider huggingface " in line)
     if _doctor._installed("torch"):
         assert local.startswith("yes")
         assert "the bundled model answers: " in local

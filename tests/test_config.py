@@ -148,7 +148,7 @@ def test_base_urls_come_from_every_layer(tmp_path: Path) -> None:
     assert runtime.settings("openai").api_key == Secret("k")
 
 
-def test_keys_come_from_environment_before_keyring_before_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_come_from_environment_before_keyring_before_file(tmp_path: Path) -> None:
     """The environment wins over the keyring, and that over the user's file."""
     keyring = pytest.importorskip("keyring")
     from keyring.backend import KeyringBackend
@@ -167,7 +167,6 @@ def test_keys_come_from_environment_before_keyring_before_file(tmp_path: Path, m
 
     before = keyring.get_keyring()
     keyring.set_keyring(Memory())
-    monkeypatch.setattr("nbllm.config._from_keyring", __import__("nbllm.config").config._from_keyring.__wrapped__)
     try:
         user = '[providers.ringed]\napi_key = "sk-file"\n[providers.other]\napi_key = "sk-file"\napi_key_env = "MINE"'
         config = manager(tmp_path, user, RINGED="sk-env")
@@ -293,7 +292,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 def test_what_an_untrusted_file_names_is_shown_without_its_escapes(tmp_path: Path) -> None:
     """A setting's name must not clear the line that says what is ignored."""
     config = manager(tmp_path, project='[providers."\\u001b[2K"]\nbase_url = "http://evil.example"')
-    assert config.ignored == ("providers.?[2K.base_url",)
+    assert config.ignored == ("providers.?[2k.base_url",)
 
 
 def test_trust_that_cannot_be_remembered_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,3 +312,18 @@ def test_origins_name_their_port() -> None:
     """Two spellings of one origin are equal, two ports are not."""
     assert origin("https://API.openai.com/v1") == origin("https://api.openai.com:443/x?y")
     assert origin("http://localhost:8000") != origin("http://localhost:8001")
+
+
+def test_a_provider_is_named_in_any_case(tmp_path: Path) -> None:
+    """A base URL of `[providers.OpenAI]` is OpenAI's: ignored, it would let prompts go elsewhere."""
+    user = '[providers.OpenAI]\nbase_url = "http://localhost:1/v1"\n'
+    assert manager(tmp_path, user).settings("openai").base_url == "http://localhost:1/v1"
+    hostile = manager(tmp_path, user, project='[providers.OPENAI]\nbase_url = "http://evil.example/v1"\n')
+    assert hostile.settings("openai").base_url == "http://localhost:1/v1"
+    assert hostile.ignored == ("providers.openai.base_url",)
+
+
+def test_a_plain_word_of_the_environment_stays_in_a_prompt() -> None:
+    """`POSTGRES_PASSWORD=postgres` is in many a container, and no reason to take the word out of every question."""
+    own = ConfigManager(environ={"POSTGRES_PASSWORD": "postgres", "OTHER_PASSWORD": "postgres-7"})
+    assert own.redact("postgres, postgres-7") == "postgres, [OTHER_PASSWORD]"

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from nbllm import ConfigManager, ProviderManager, errors
+from nbllm import ConfigManager, ProviderManager, errors, keys
 from nbllm.manager import Change
+from nbllm.providers.mistral import MistralProvider
 from nbllm.types import Message
 from tests.wire import Wire
 
@@ -78,6 +80,96 @@ def test_switching_is_all_or_nothing(wire: Wire) -> None:
             assert await (await own.generate_response("Hi"))
 
     asyncio.run(main())
+
+
+def test_a_default_that_cannot_be_used_does_not_keep_from_switching(wire: Wire) -> None:
+    """What the environment names wrongly is left behind by switching to what is there."""
+    own = ProviderManager(config(wire, provider="opnai"))
+
+    async def main() -> None:
+        with pytest.raises(errors.ConfigError, match="opnai"):
+            await own.generate_response("Hi")
+        await own.switch_llm_provider("openai:ok")
+        assert (own.get_current_provider(), own.get_current_model()) == ("openai", "ok")
+        assert await (await own.generate_response("Hi"))
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_a_configured_model_outlives_a_switch_before_the_first_call(wire: Wire) -> None:
+    """The model that the configuration names is its provider's from the beginning."""
+    own = ProviderManager(config(wire, model="openai:mine"))
+
+    async def main() -> None:
+        await own.switch_llm_provider("openai")
+        assert own.get_current_model() == "mine"
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_a_provider_under_construction_is_in_nobody_elses_way(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing a library takes seconds; calls to a provider that is built go on meanwhile."""
+    monkeypatch.setenv("MISTRAL_API_KEY", "key-0123456789")
+    own, building, go_on = ProviderManager(config(wire)), threading.Event(), threading.Event()
+    build = MistralProvider.build
+
+    def slowly(self: MistralProvider) -> None:
+        building.set()
+        go_on.wait(10)
+        build(self)
+
+    monkeypatch.setattr(MistralProvider, "build", slowly)
+
+    async def main() -> None:
+        await (await own.generate_response("Hi", "openai:ok"))
+        switching = asyncio.create_task(own.switch_llm_provider("mistral"))
+        await asyncio.to_thread(building.wait, 10)
+        async with asyncio.timeout(5):
+            assert await (await own.generate_response("Hi", "openai:ok"))
+        assert not switching.done()
+        go_on.set()
+        await switching
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_the_keyring_is_not_asked_on_the_loop(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may ask the user to unlock it, for minutes: other answers stream meanwhile."""
+    asked_on: list[str] = []
+
+    def get_password(service: str, name: str) -> None:
+        asked_on.append(threading.current_thread().name)
+
+    monkeypatch.setattr("keyring.get_password", get_password)
+    keys.forget_lookups()
+    own = ProviderManager(config(wire, provider="openai", cache="auto", budget=1.0))
+
+    async def main() -> None:
+        for use in (own.generate_response("Hi", "mistral:m"), own.models("google"), own.set_provider("anthropic")):
+            with pytest.raises(errors.NbllmError):
+                await use
+        await own.close()
+
+    asyncio.run(main())
+    assert len(asked_on) >= 3
+    assert "nbllm" not in asked_on
+
+
+def test_closing_closes_the_cache(wire: Wire, tmp_path: Path) -> None:
+    """What the manager opened it closes: no descriptor of the cache is left."""
+    place = tmp_path / "cache.sqlite"
+    own = ProviderManager(config(wire, provider="openai", cache="auto", cache_place=str(place)))
+
+    async def main() -> None:
+        await (await own.generate_response("Hi", "ok"))
+        await own.close()
+
+    asyncio.run(main())
+    assert place.exists()
+    assert str(place) not in {file.path for file in psutil.Process().open_files()}
 
 
 def test_the_old_provider_drains_before_it_closes(wire: Wire) -> None:

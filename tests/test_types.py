@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
 import pytest
 
@@ -30,3 +31,10 @@ def test_an_attachment_does_not_show_its_bytes() -> None:
     """A picture's bytes stay out of a repr."""
     assert "secret" not in repr(types.Attachment("image/png", b"secret"))
     assert {field.name for field in dataclasses.fields(types.Attachment)} >= {"data"}
+
+
+@pytest.mark.parametrize("wrong", ["12", 1.5, -1, True, 2**60, [3]])
+def test_what_is_no_count_of_tokens_is_not_known(wrong: Any) -> None:
+    """A server may send anything in place of a number; the other counts stay."""
+    assert Usage(input_tokens=3, output_tokens=wrong).checked() == Usage(input_tokens=3)
+    assert Usage(1, 0, None, 2).checked() == Usage(1, 0, None, 2)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nbllm._loop import Gate
-from nbllm.display.safe import safe_bundle
+from nbllm.display.note import Note
+from nbllm.display.static import static_form, usage_line
 from nbllm.response import Response, ResponseStream
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Interrupted", "follow", "open_view"]
+__all__ = ["Interrupted", "View", "follow", "follow_in_background", "open_view", "static_form"]
 
 INTERVAL: Final = 0.05
 """Seconds between two pushes to a view: more often is not seen, and floods the channel that drops messages."""
 
 
-SETTLING: Final = 4
-"""How many finished views are kept alive, for a page that is being reloaded to find."""
+SETTLING: Final = 20
+"""How many finished views are kept alive, for a page that is being reloaded, or opened again, to find."""
 
 _settling: deque[Any] = deque()
 
@@ -38,20 +41,27 @@ class View(Protocol):
 
     interval: float
 
-    def push(self, text: str) -> None:
+    def push(self, stream: ResponseStream) -> None:
         """Draw the answer so far."""
 
-    def finish(self, text: str, metadata: dict[str, Any]) -> None:
+    def finish(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
         """Put the static form in place of the live one."""
 
 
-def follow(stream: ResponseStream, open_view: Callable[[], View], filled: Sequence[str] = ()) -> Response:
+def follow(
+    stream: ResponseStream,
+    open_view: Callable[[], View],
+    note: Note = Note(),
+    *,
+    ended: Callable[[ResponseStream], Note] | None = None,
+) -> Response:
     """Draw a stream until it ends, in the thread that calls.
 
     Args:
         stream: What to draw.
         open_view: Opens where to draw it; called here, so that an interrupt meanwhile stops the stream as well.
-        filled: What was filled into the prompt, which is said below the answer: nothing goes out unseen.
+        note: What is to be said below the answer.
+        ended: Called once the stream has ended, however it did, before the static form is made; returns the final note.
 
     Returns:
         The whole answer, or what had arrived where Stop was pressed.
@@ -64,54 +74,75 @@ def follow(stream: ResponseStream, open_view: Callable[[], View], filled: Sequen
     try:
         with stream:  # whatever ends this, the provider is stopped
             view = open_view()
-            for _ in _ticks(stream, view):
-                view.push(stream.text)
+            _draw(stream, view)
     except KeyboardInterrupt:
         raise Interrupted from None
     finally:
-        if view is not None:
-            view.finish(*_static(stream, filled))
+        try:
+            note = note if ended is None else ended(stream)
+        finally:
+            if view is not None:
+                view.finish(*static_form(stream, note))
     return stream.response()
 
 
-def _ticks(stream: ResponseStream, view: View) -> Iterator[None]:
-    """Once for the first piece at once, then at most each `view.interval` while more arrives."""
+def follow_in_background(
+    stream: ResponseStream,
+    view: View,
+    note: Note = Note(),
+    *,
+    ended: Callable[[ResponseStream], Note] | None = None,
+) -> None:
+    """Draw a stream until it ends, in a thread of its own; returns at once.
+
+    Args:
+        stream: What to draw.
+        view: Where; opened in the cell.
+        note: What is to be said below the answer.
+        ended: As in `follow`; called in that thread.
+    """
+    # What the view sends belongs to the cell that made it; a thread has no context of its own.
+    context = contextvars.copy_context()
+    arguments = (stream, view, note, ended)
+    thread = threading.Thread(target=context.run, args=(_in_background, *arguments), name="nbllm view", daemon=True)
+    thread.start()
+
+
+def _in_background(
+    stream: ResponseStream, view: View, note: Note, ended: Callable[[ResponseStream], Note] | None
+) -> None:
+    """Draw it; errors go into the view: in a thread nobody catches them, and a traceback would land in another cell."""
+    failure: BaseException | None = None
+    try:
+        with stream:
+            _draw(stream, view)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is shown
+        failure = exc
+    if ended is not None:
+        try:
+            note = ended(stream)
+        except Exception as exc:  # noqa: BLE001 - likewise
+            failure = failure or exc
+    with contextlib.suppress(Exception):  # the kernel is ending
+        view.finish(*static_form(stream, note, failure))
+
+
+def _draw(stream: ResponseStream, view: View) -> None:
+    """Draw the first piece at once, then what more has arrived at most each `view.interval`."""
     ended = Gate(stream.ended)
     for _ in stream.batches():
-        yield
+        view.push(stream)
         # Returns early where the call ends meanwhile, so that its last words are not held back.
         ended.wait(view.interval)
 
 
-def _static(stream: ResponseStream, filled: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    text, state = stream.text, stream.state
-    if state == "interrupted":
-        text += "\n\n*Stopped here.*" if text else "*Stopped before the first word.*"
-    elif state in ("incomplete", "failed"):
-        text += "\n\n*The answer breaks off here.*" if text else ""
-    if filled:
-        text += f"\n\n*Filled in: {', '.join(f'`{{{name}}}`' for name in filled)}.*"
-    usage = stream.usage
-    provenance = {
-        "provider": stream.provider,
-        "model": stream.model,
-        "state": state,
-        "finish_reason": stream.finish_reason,
-        "filled_in": list(filled),
-        "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},
-    }
-    return text, {"nbllm": provenance}
-
-
-def open_view(shell: InteractiveShell, stream: ResponseStream) -> View:
+def open_view(shell: InteractiveShell, stream: ResponseStream, note: Note = Note()) -> View:
     """The view that suits where the cell runs: a live widget, an output that is redrawn, or the terminal."""
     from nbllm.display.text import OutputView, TerminalView
 
     if not hasattr(shell, "kernel"):
         return TerminalView()
-    if _has_widgets(shell):
-        return WidgetView(stream)
-    return OutputView()
+    return WidgetView(stream, note) if _has_widgets(shell) else OutputView(note)
 
 
 def _has_widgets(shell: Any) -> bool:
@@ -126,19 +157,21 @@ class WidgetView:
 
     interval = INTERVAL
 
-    def __init__(self, stream: ResponseStream) -> None:
+    def __init__(self, stream: ResponseStream, note: Note = Note()) -> None:
         from IPython.display import display
 
         from nbllm.display.answer_widget import AnswerWidget  # anywidget and ipywidgets take 0.3 s to import
 
-        self._widget = AnswerWidget(stop=stream.cancel)
+        plain = note.format not in ("markdown", "math")
+        self._widget = AnswerWidget(stop=lambda _: stream.cancel(), plain=plain, status=usage_line(stream))
         self._handle: Any = display(self._widget, display_id=True)  # type: ignore[no-untyped-call]
 
-    def push(self, text: str) -> None:
-        self._widget.push(text)
+    def push(self, stream: ResponseStream) -> None:
+        self._widget.push("reasoning", stream.reasoning)
+        self._widget.push("text", stream.text)
+        self._widget.status = usage_line(stream) + (" · from the cache" if stream.cached else "")
 
-    def finish(self, text: str, metadata: dict[str, Any]) -> None:
-        data = safe_bundle(text)
+    def finish(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
         self._handle.update(data, metadata=metadata, raw=True)
         self._widget.finish({"data": data, "metadata": metadata})
         # The view asks to be closed when it has settled; where nobody does, because the page is gone or the front end

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nbllm.local.load import LoadedModel, cached, registry
+from nbllm.local.window import Window, window_of
 
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["LoadedModel", "LocalModels"]
+__all__ = ["LoadedModel", "LocalModels", "Window"]
 
 
 class LocalModels:
@@ -38,3 +39,7 @@ class LocalModels:
     def cached(self) -> list[str]:
         """The names of the models on disk, the bundled one first."""
         return cached()
+
+    def window(self, name: str | PathLike[str]) -> Window | None:
+        """The model's context window, found without loading it; None where it cannot be told."""
+        return window_of(str(name))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import hashlib
 import json
 import os
 import sys
@@ -18,7 +20,7 @@ from typing import Any, Final
 from nbllm.errors import MissingExtraError, ModelLoadError
 from nbllm.local.bundled import MODEL_DIR
 
-__all__ = ["BUNDLED", "LoadedModel", "Resident", "cached", "registry"]
+__all__ = ["BUNDLED", "LoadedModel", "Resident", "cached", "registry", "revision"]
 
 BUNDLED: Final = "bundled"
 """The name of the model that comes with nbllm."""
@@ -120,6 +122,27 @@ def locate(name: str) -> Path | str:
             action="Give the folder that `save_pretrained` wrote, or a Hub id such as org/model.",
         )
     return name
+
+
+def revision(name: str) -> str | None:
+    """What tells one state of a model's files from another: the Hub's commit, or a hash; None where it is not here."""
+    source = locate(name)
+    if not isinstance(source, Path):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source, "config.json")
+        return Path(found).parent.name if isinstance(found, str) else None
+    if name == BUNDLED:  # the same on every machine, so its content counts
+        return _content(source / "model.safetensors")
+    # A folder of gigabytes is not read for this.
+    files = sorted(file for file in source.iterdir() if file.suffix in (".safetensors", ".json", ".jinja"))
+    told = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+@functools.cache
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def cached() -> list[str]:

@@ -11,13 +11,17 @@ __all__ = ["register", "unregister"]
 
 
 def register(shell: InteractiveShell) -> None:
-    """Register the magics, and the session for `%config LLM`; loading twice is as good as once."""
+    """Register the magics and their completion, and the session for `%config LLM`; twice is as good as once."""
+    from nbllm.magics import chat, complete, executions
     from nbllm.magics.llm import LLMMagics
     from nbllm.session import get_session
 
     shell.register_magics(LLMMagics)
     if _with_a_body not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.insert(0, _with_a_body)
+    chat.install(shell)
+    complete.install(shell)
+    executions.install(shell)
     session = get_session()
     configurables: list[Any] = shell.configurables  # IPython's annotation names only its own
     if session not in configurables:
@@ -27,9 +31,13 @@ def register(shell: InteractiveShell) -> None:
 
 
 def unregister(shell: InteractiveShell) -> None:
-    """Take both away again."""
+    """Take all of it away again."""
+    from nbllm.magics import chat, complete, executions
     from nbllm.session import get_session
 
+    chat.uninstall(shell)
+    complete.uninstall(shell)
+    executions.uninstall(shell)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("llm", None)
     shell.magics_manager.registry.pop("LLMMagics", None)

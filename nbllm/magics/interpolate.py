@@ -1,4 +1,4 @@
-r"""Variables in a prompt: `{name}`, `{df.shape}`, `{rows[0]}`, `{x:.2f}`, and `{=any.expression()}`.
+r"""Variables in a prompt: `{name}`, `{df.shape}`, `{rows[0]}`, `{x:.2f}`, `{Out[3]}`, and `{=any.expression()}`.
 
 Plain braces never call anything unless told: they take a name of the notebook, attributes without a leading
 underscore, subscripts by a literal, a conversion and a format spec. What that cannot avoid is the object's
@@ -20,10 +20,12 @@ from nbllm.errors import InterpolationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["Interpolated", "interpolate"]
+__all__ = ["Interpolated", "in_fence", "interpolate", "is_a"]
 
 MAX_ROWS = 10
+MAX_COLUMNS = 40
 MAX_CELL = 200
+MAX_HINTS = 20
 
 # What plain braces may hold. `!` and `:` end the expression as in an f-string; a spec has no braces in it, so
 # that nothing nests, and does not read like `{key: some value}`. The bounds keep the search linear.
@@ -37,6 +39,9 @@ _STEP = re.compile(rf"\.([^\W\d]\w*)|{_SUBSCRIPT}")
 _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)?(`{3,}(?=[^`]*$)|~{3,})")
 _CONVERSIONS: dict[str, Callable[[object], str]] = {"r": repr, "s": str, "a": ascii}
 _MAX_EXPRESSION = 4000
+_WIDE = re.compile(r"[0-9]{5}")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_NUMBERED = {"In": "there is no input", "Out": "there is no output", "Err": "no error is on record of execution"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,8 @@ def interpolate(
 
     Args:
         template: The prompt.
-        namespace: Names to their values, such as IPython's `user_ns`, where `In` and `Out` are names too.
+        namespace: Names to their values, such as IPython's `user_ns`, where `In` and `Out` are names too;
+            `nbllm.magics.executions.namespace` adds `Err`.
         redact: Applied to each value's text before it is filled in, so that no known key is sent.
         max_rows: How many rows of a table are sent; how many are not is said.
 
@@ -79,14 +85,22 @@ def interpolate(
         return Interpolated(template)
     filling = _Filling(namespace, redact or (lambda text: text), max_rows)
     text = "".join(chunk if fenced else filling.fill(chunk) for chunk, fenced in _split_fences(template))
-    return Interpolated(text, tuple(filling.filled), tuple(dict.fromkeys(filling.hints)))
+    return Interpolated(text, tuple(filling.filled), filling.said())
+
+
+def in_fence(text: str) -> bool:
+    """Whether what stands behind the text would stand in a code fence, where nothing is filled in."""
+    fenced = False
+    for _, fenced in _split_fences(text):  # noqa: B007 - the last one counts
+        pass
+    return fenced
 
 
 def _split_fences(template: str) -> Iterator[tuple[str, bool]]:
     """Runs of lines, and whether they are a code fence (CommonMark 4.5: an open one ends with the text)."""
     run: list[str] = []
     fence = ""
-    for line in template.splitlines(keepends=True):
+    for line in _LINE.findall(template):  # the line ends of CommonMark 2.1, which are fewer than Python's
         found = _FENCE.match(line.rstrip("\r\n"))
         if fence:
             run.append(line)
@@ -110,7 +124,20 @@ class _Filling:
     redact: Callable[[str], str]
     max_rows: int
     filled: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
+    hints: dict[str, None] = field(default_factory=dict)
+    more: int = 0
+    near: dict[str, str | None] = field(default_factory=dict)
+
+    def said(self) -> tuple[str, ...]:
+        """The hints, and how many were one too many."""
+        more = f"So were {self.more} more braces." if self.more > 1 else "So was one more pair of braces."
+        return (*self.hints, more) if self.more else tuple(self.hints)
+
+    def _hint(self, text: str) -> None:
+        if len(self.hints) < MAX_HINTS:
+            self.hints[text] = None
+        elif text not in self.hints:
+            self.more += 1
 
     def fill(self, text: str) -> str:
         out: list[str] = []
@@ -150,27 +177,37 @@ class _Filling:
             return None, start
         written = found[0][:-1]
         if any(step.startswith("_") for step in re.findall(r"\.(\w+)", re.sub(_SUBSCRIPT, "", path))):
-            self.hints.append(
+            self._hint(
                 f"{{{written}}} was left as it is: plain braces do not take names that start with an "
                 f"underscore; {{={written}}} does."
             )
             return None, found.end()
+        if spec and _WIDE.search(spec):  # a pasted `{x:>999999999}` would fill the memory
+            self._hint(f"{{{written}}} was left as it is: no format is so wide.")
+            return None, found.end()
         try:
             value = _show(_walk(self.namespace[name], path), conversion, spec, self.max_rows)
         except Exception as error:  # noqa: BLE001  # whatever the object's own code raises
-            reason = self.redact(f"{type(error).__name__}: {_brief(error)}")
-            self.hints.append(f"{{{written}}} was left as it is: {reason}")
+            self._hint(f"{{{written}}} was left as it is: {self._reason(error, name, path)}")
             return None, found.end()
         self.filled.append(written)
         return value, found.end()
 
+    def _reason(self, error: Exception, name: str, path: str) -> str:
+        if name in _NUMBERED and isinstance(error, LookupError) and re.fullmatch(r"\[-?[0-9]+\]", path):
+            return f"{_NUMBERED[name]} {path[1:-1]}."
+        return self.redact(f"{type(error).__name__}: {_brief(error)}")
+
     def _suggest(self, name: str, written: str) -> None:
-        if len(name) < 3 or len(name) > 60 or len(self.hints) > 20:
+        if not 3 <= len(name) <= 60:
             return
-        names = [n for n in self.namespace if isinstance(n, str) and not n.startswith("_")]
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-        if close:
-            self.hints.append(f"{{{written}}} was left as it is: did you mean {{{close[0]}}}?")
+        if name not in self.near:
+            if len(self.near) >= MAX_HINTS:  # each look compares with every name there is
+                return
+            names = [n for n in self.namespace if isinstance(n, str) and not n.startswith("_")]
+            self.near[name] = next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.75)), None)
+        if close := self.near[name]:
+            self._hint(f"{{{written}}} was left as it is: did you mean {{{close}}}?")
 
     def _expression(self, text: str, start: int) -> tuple[str | None, int]:
         """`{=expression}`, evaluated because it was asked for; `!r` and `:spec` may follow it."""
@@ -258,37 +295,45 @@ def _show(value: object, conversion: str | None, spec: str | None, max_rows: int
     return str(value)
 
 
-def _is_a(value: object, module: str, name: str) -> bool:
-    """Isinstance by name: a library that is not imported has made no value, and is not imported for this."""
+def is_a(value: object, module: str, name: str) -> bool:
+    """Isinstance by name: a library that is not imported has made no value, and is not imported for this.
+
+    By its type alone: a lazy proxy's `__class__` is not asked, which would be to run it.
+    """
     kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(value, kind)
+    return isinstance(kind, type) and issubclass(type(value), kind)
 
 
 def _table(value: Any, max_rows: int) -> str | None:
     """A markdown table of a pandas or polars frame or series; None for anything else."""
-    if _is_a(value, "pandas", "Series"):
+    if is_a(value, "pandas", "Series"):
         value = value.to_frame(name=value.name if value.name is not None else "value")
-    elif _is_a(value, "polars", "Series"):
+    elif is_a(value, "polars", "Series"):
         value = value.to_frame()
-    if _is_a(value, "pandas", "DataFrame"):
-        head = value.head(max_rows)
+    if is_a(value, "pandas", "DataFrame"):
+        head = value.iloc[:max_rows, :MAX_COLUMNS]
         plain = type(value.index).__name__ == "RangeIndex"
-        columns = [*([] if plain else [value.index.name or ""]), *value.columns]
+        columns = [*([] if plain else [value.index.name or ""]), *head.columns]
         rows = ([*([] if plain else [index]), *row] for index, *row in head.itertuples(name=None))
-    elif _is_a(value, "polars", "DataFrame"):
-        columns, rows = value.columns, (list(row) for row in value.head(max_rows).iter_rows())
+    elif is_a(value, "polars", "DataFrame"):
+        head = value[:max_rows, :MAX_COLUMNS]
+        columns, rows = head.columns, (list(row) for row in head.iter_rows())
     else:
         return None
-    return _markdown(columns, rows, len(value) - max_rows)
+    return _markdown(columns, rows, _left_out(len(value), len(value.columns), max_rows))
 
 
-def _markdown(columns: Iterable[object], rows: Iterable[list[object]], left_out: int) -> str:
+def _left_out(rows: int, columns: int, max_rows: int) -> str:
+    """How much of a table is not shown, in words; empty where all of it is."""
+    left = [(rows - max_rows, "row"), (columns - MAX_COLUMNS, "column")]
+    said = " and ".join(f"{count:,} more {what}{'s' if count > 1 else ''}" for count, what in left if count > 0)
+    return f"\n\n… {said} not shown" if said else ""
+
+
+def _markdown(columns: Iterable[object], rows: Iterable[list[object]], left_out: str) -> str:
     header = [_cell(column) for column in columns]
     lines = [header, ["---"] * len(header), *([_cell(cell) for cell in row] for row in rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    if left_out > 0:
-        table += f"\n\n… {left_out:,} more row{'s' if left_out > 1 else ''} not shown"
-    return table
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + left_out
 
 
 def _cell(value: object) -> str:

@@ -18,7 +18,7 @@ from nbllm.errors import ConfigError
 if TYPE_CHECKING:
     from nbllm.providers.base import Provider
 
-__all__ = ["BUILT_IN", "ProviderSpec", "provider_class", "registry"]
+__all__ = ["BUILT_IN", "ProviderSpec", "model_revision", "provider_class", "registry"]
 
 
 logger = logging.getLogger("nbllm.providers")
@@ -36,6 +36,9 @@ class ProviderSpec:
         key_variables: Environment variables that may hold its key; empty where it needs none.
         url_variables: Its SDK's environment variables for the base URL.
         local: Whether the model runs on this machine.
+        revision: As `module:function`, what tells one state of a model's files from another, called with its name; for
+            the identity of a request to a model that may change under its name.
+        endpoint: Whether it is one of the configuration's `[endpoints.NAME]`. One with no key variables needs no key.
     """
 
     name: str
@@ -45,6 +48,8 @@ class ProviderSpec:
     key_variables: tuple[str, ...] = ()
     url_variables: tuple[str, ...] = ()
     local: bool = False
+    revision: str = ""
+    endpoint: bool = False
 
 
 BUILT_IN = (
@@ -57,11 +62,49 @@ BUILT_IN = (
         url_variables=("OPENAI_BASE_URL",),
     ),
     ProviderSpec(
+        name="anthropic",
+        label="Anthropic",
+        target="nbllm.providers.anthropic:AnthropicProvider",
+        default_model="claude-haiku-5-5",
+        key_variables=("ANTHROPIC_API_KEY",),
+        url_variables=("ANTHROPIC_BASE_URL",),
+    ),
+    ProviderSpec(
+        name="mistral",
+        label="Mistral",
+        target="nbllm.providers.mistral:MistralProvider",
+        default_model="mistral-small-latest",
+        key_variables=("MISTRAL_API_KEY",),
+    ),
+    ProviderSpec(
+        name="google",
+        label="Google",
+        target="nbllm.providers.google:GoogleProvider",
+        default_model="gemini-3.8-flash",
+        key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        url_variables=("GOOGLE_GEMINI_BASE_URL",),
+    ),
+    ProviderSpec(
+        name="huggingface-hosted",
+        label="HuggingFace (hosted)",
+        target="nbllm.providers.huggingface_hosted:HuggingFaceHostedProvider",
+        default_model="openai/gpt-oss-20b",
+        key_variables=("HF_TOKEN",),
+    ),
+    ProviderSpec(
+        name="google-legacy",
+        label="Google (google-generativeai)",
+        target="nbllm.providers.google_legacy:GoogleLegacyProvider",
+        default_model="gemini-3.8-flash",
+        key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    ),
+    ProviderSpec(
         name="huggingface",
         label="HuggingFace (this machine)",
         target="nbllm.providers.huggingface:HuggingFaceProvider",
         default_model="bundled",
         local=True,
+        revision="nbllm.local.load:revision",
     ),
 )
 
@@ -80,6 +123,15 @@ def registry() -> dict[str, ProviderSpec]:
             logger.error("%s registers no provider of its own under the name %s", entry.value, entry.name)
             continue
         found[spec.name] = spec
+    return found
+
+
+def model_revision(spec: ProviderSpec, model: str) -> str | None:
+    """What tells one state of the model from another, for a provider whose models may change under their names."""
+    if not spec.revision:
+        return None
+    module, _, name = spec.revision.partition(":")
+    found: str | None = getattr(importlib.import_module(module), name)(model)
     return found
 
 

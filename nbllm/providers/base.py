@@ -11,17 +11,20 @@ import abc
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from nbllm import errors
 from nbllm.config import ProviderSettings
 from nbllm.errors import NbllmError, Phase, ProviderError
 from nbllm.types import Completion, Event, Finish, ModelInfo, Request, Usage, UsageUpdate
 
-__all__ = ["Emit", "Provider"]
+__all__ = ["Emit", "Provider", "ours_within"]
 
 logger = logging.getLogger("nbllm.providers")
+
+T = TypeVar("T")
 
 Emit = Callable[[list[Event]], None]
 """Takes the events of one socket read."""
@@ -38,7 +41,7 @@ class Provider(abc.ABC):
         MissingExtraError: where its SDK is not installed.
     """
 
-    label: ClassVar[str]
+    label: str
     """Its name to show."""
 
     def __init__(self, settings: ProviderSettings) -> None:
@@ -73,17 +76,25 @@ class Provider(abc.ABC):
         """The request without a default that the model refuses, or None where nothing of the sort can help."""
         return None
 
+    def limits(self, request: Request) -> bool:
+        """Whether the answer is asked for with a limit of its length, on which a budget relies."""
+        return "max_tokens" not in request.dropped
+
+    def request_id(self, stream: Any) -> str | None:
+        """The provider's id of the request that this stream answers, where it gives one."""
+        return None
+
     async def aclose(self) -> None:
         """Close the client."""
         return
 
-    async def stream(self, request: Request, emit: Emit, opened: Callable[[], None]) -> None:
+    async def stream(self, request: Request, emit: Emit, opened: Callable[[str | None], None]) -> None:
         """Stream an answer.
 
         Args:
             request: What is asked.
             emit: Called with the events of each socket read, in order.
-            opened: Called once, when the provider has begun to answer.
+            opened: Called once, when the provider has begun to answer, with its id of the request.
 
         Raises:
             ProviderError: whatever went wrong, in our terms.
@@ -95,19 +106,22 @@ class Provider(abc.ABC):
         usage, finished = Usage(), False
         try:
             stream = await self.open(request)
-            opened()
+            opened(self.request_id(stream))
             phase = "stream"
             async with contextlib.aclosing(self.decode(stream, request)) as batches:
                 async for batch in batches:
                     for index, event in enumerate(batch):
                         if isinstance(event, UsageUpdate):
-                            usage = usage.updated(event.usage)
+                            usage = usage.updated(event.usage.checked())
                             batch[index] = UsageUpdate(usage)
                         elif isinstance(event, Finish):
                             finished = True
                     emit(batch)
         except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
-            raise self._translated(exc, request, phase) from self._cause(exc)
+            error = self._translated(exc, request, phase)
+            if stream is not None and isinstance(error, ProviderError):
+                error.request_id = error.request_id or self.request_id(stream)
+            raise error from self._cause(exc)
         finally:
             if stream is not None:
                 await self._close_shielded(stream)
@@ -117,28 +131,26 @@ class Provider(abc.ABC):
                 action="What had arrived is kept; run it again for the whole answer.",
                 provider=self.name,
                 model=request.model,
+                request_id=self.request_id(stream),
             )
 
     async def completion(self, request: Request) -> Completion:
         """The whole answer by the provider's own call without streaming, errors in our terms."""
-        try:
-            return await self.complete(request)
-        except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
-            raise self._translated(exc, request, "open") from self._cause(exc)
+        done = await self._translating(lambda: self.complete(request), request)
+        return replace(done, usage=done.usage.checked())
 
     async def list_models(self) -> list[ModelInfo]:
         """The live list of models, errors in our terms."""
+        return await self._translating(self.models, None)
+
+    async def _translating(self, call: Callable[[], Awaitable[T]], request: Request | None) -> T:
         try:
-            return await self.models()
+            return await call()
         except Exception as exc:  # noqa: BLE001 - what is not ours is translated or passed on as it is
-            raise self._translated(exc, None, "open") from self._cause(exc)
+            raise self._translated(exc, request, "open") from self._cause(exc)
 
     def _translated(self, exc: Exception, request: Request | None, phase: Phase) -> Exception:
-        found: BaseException | None = exc
-        # SDKs wrap what our own request hook raised into a connection error: ours is the one that says why.
-        while found is not None and not isinstance(found, NbllmError):
-            found = found.__cause__ or found.__context__
-        mapped = found or self.map_error(exc, request, phase)
+        mapped = ours_within(exc) or self.map_error(exc, request, phase)
         if mapped is None:
             return exc
         if isinstance(mapped, ProviderError):
@@ -153,7 +165,7 @@ class Provider(abc.ABC):
                 mapped.args = (mapped.message,)
         return mapped
 
-    def _cause(self, exc: Exception) -> BaseException | None:
+    def _cause(self, exc: BaseException) -> BaseException | None:
         # An error of ours that passes through is raised from what it was raised from, never from itself; and what
         # quotes the key is no cause to show.
         cause = exc.__cause__ if isinstance(exc, NbllmError) else exc
@@ -170,3 +182,11 @@ class Provider(abc.ABC):
             raise
         except Exception:  # the answer is there or its own error is on its way: this one is only worth a line
             logger.debug("closing a stream of %s failed", self.name, exc_info=True)
+
+
+def ours_within(exc: BaseException) -> NbllmError | None:
+    """The error of ours that an exception is or wraps: SDKs make a connection error of what our request hook raised."""
+    found: BaseException | None = exc
+    while found is not None and not isinstance(found, NbllmError):
+        found = found.__cause__ or found.__context__
+    return found

@@ -38,7 +38,7 @@ class HuggingFaceProvider(Provider):
     async def complete(self, request: Request) -> Completion:
         # A local model has one way to answer; the record folds the events as it does for a stream.
         record = Record(provider=self.name, model=request.model)
-        await self.stream(request, record.add, lambda: None)
+        await self.stream(request, record.add, lambda _: None)
         finish = record.finish or Finish("other")
         return Completion(text=record.text, finish=finish, usage=record.usage, model=request.model)
 

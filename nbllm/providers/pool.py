@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 
 from nbllm.config import ProviderSettings
 from nbllm.providers import ProviderSpec, provider_class
 from nbllm.providers.base import Provider
+from nbllm.providers.transport import surroundings
 
 __all__ = ["ProviderPool"]
 
@@ -19,17 +21,17 @@ logger = logging.getLogger("nbllm.providers")
 class _Slot:
     """A built provider and how many calls use it, so that it can be closed when the last of them is through."""
 
-    def __init__(self, provider: Provider, settings: ProviderSettings) -> None:
+    def __init__(self, provider: Provider, made_from: object) -> None:
         self.provider = provider
-        self.settings = settings
+        self.made_from = made_from
         self.users = 0
         self.retired = False
 
     async def retire(self) -> None:
         """No new calls; close once those under way have ended."""
-        self.retired = True
-        if self.users == 0:
-            await self.provider.aclose()
+        if not self.retired:
+            self.retired = True
+            await self._close_unused()
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[Provider]:
@@ -38,8 +40,15 @@ class _Slot:
             yield self.provider
         finally:
             self.users -= 1
-            if self.retired and self.users == 0:
-                await asyncio.shield(self.provider.aclose())
+            if self.retired:
+                await asyncio.shield(self._close_unused())
+
+    async def _close_unused(self) -> None:
+        if self.users == 0:
+            try:
+                await self.provider.aclose()
+            except Exception:  # what else was under way is not to fail for that
+                logger.warning("a provider did not close", exc_info=True)
 
 
 class ProviderPool:
@@ -51,11 +60,23 @@ class ProviderPool:
 
     def __init__(self, settings: Callable[[ProviderSpec], ProviderSettings]) -> None:
         self._settings = settings
+        self._looked_up: set[str] = set()
         self._slots: dict[str, _Slot] = {}
-        self._building = asyncio.Lock()
+        self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    async def settings(self, spec: ProviderSpec) -> ProviderSettings:
+        """What the provider is to be built from now.
+
+        The first look is taken in a thread: it may ask the keyring, which may ask the user to unlock it.
+        """
+        if spec.name in self._looked_up:
+            return self._settings(spec)
+        found = await asyncio.to_thread(self._settings, spec)
+        self._looked_up.add(spec.name)
+        return found
 
     async def build(self, spec: ProviderSpec) -> None:
         """Build the provider unless it is.
@@ -80,20 +101,20 @@ class ProviderPool:
     async def close(self) -> None:
         """Let go of all; one that does not close keeps no other open."""
         slots, self._slots = self._slots, {}
-        for failed in await asyncio.gather(*(slot.retire() for slot in slots.values()), return_exceptions=True):
-            if failed is not None:
-                logger.warning("a provider did not close", exc_info=failed)
+        await asyncio.gather(*(slot.retire() for slot in slots.values()))
 
     async def _slot(self, spec: ProviderSpec) -> _Slot:
-        """The built provider, made anew where its key or base URL has changed since."""
-        async with self._building:  # two first calls at once are to share one client
-            settings = self._settings(spec)
+        """The built provider, made anew where its key, its base URL or the environment's proxies have changed since."""
+        async with self._building[spec.name]:  # two first calls at once are to share one client
+            settings = await self.settings(spec)
+            made_from = (settings, () if spec.local else surroundings())
             slot = self._slots.get(spec.name)
-            if slot is not None and slot.settings == settings:
+            if slot is not None and slot.made_from == made_from:
                 return slot
             # In a thread, since importing an SDK takes a second or more.
-            provider = await asyncio.to_thread(lambda: provider_class(spec)(settings))
-            fresh = self._slots[spec.name] = _Slot(provider, settings)
-        if slot is not None:
-            await slot.retire()
-        return fresh
+            fresh = _Slot(await asyncio.to_thread(lambda: provider_class(spec)(settings)), made_from)
+            if slot is not None:
+                await slot.retire()
+            # Last: nothing is awaited from here to the lease, so nobody retires it in between.
+            self._slots[spec.name] = fresh
+            return fresh

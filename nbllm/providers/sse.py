@@ -41,9 +41,9 @@ class SSEDecoder:
 
     def end(self) -> list[tuple[str, str]]:
         """What a stream that lacks its last blank line still held; the standard drops it, servers send it so."""
-        lines = ["".join(self._rest).rstrip("\r"), ""]
+        text = "".join([*self._rest, self._decode(b"", True)])  # a character that broke off is part of it
         self._rest = []
-        return self._events(lines)
+        return self._events([*text.replace("\r", "\n").split("\n"), ""])
 
     def _events(self, lines: list[str]) -> list[tuple[str, str]]:
         found = []

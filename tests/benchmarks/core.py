@@ -62,25 +62,25 @@ def _tokens(url: str) -> Iterator[Figure]:
         ("burst", f"CPU per token, {TOKENS} tokens in a burst", 1.5),
         ("ok", f"CPU per token, {TOKENS} tokens, one write each", None),
     ):
-        contenders = {who: partial(cost, who, f"{scenario}-{TOKENS}") for who in ("nbllm", "httpx2", "openai")}
+        contenders = {who: partial(cost, who, f"{scenario}-{TOKENS}") for who in ("nbllm", "httpx2", "sdk")}
         runs = interleaved(contenders, rounds=9)
         yield Figure(name, ratio(runs, "nbllm", "httpx2"), "x raw httpx2", bar, detail=medians(runs, "µs"))
-        yield Figure(name, ratio(runs, "nbllm", "openai"), "x the SDK", 1.0)
+        yield Figure(name, ratio(runs, "nbllm", "sdk"), "x the SDK", 1.0)
 
 
 def _first_token(url: str) -> Figure:
     # All in one warm process, by turns: only there are differences of a millisecond larger than the noise.
     runs = program("first_token", url=url, rounds=300)
     detail = medians(runs, "ms")
-    return Figure("time to first token", difference(runs, "nbllm", "openai"), "ms more than SDK", 3, detail=detail)
+    return Figure("time to first token", difference(runs, "nbllm", "sdk"), "ms more than SDK", 3, detail=detail)
 
 
 def _connections(url: str) -> Figure:
     # Each costs a TCP and a TLS handshake, two round trips, before the next request is sent; here they are invisible.
     opened = {}
-    for who in ("nbllm", "openai"):
+    for who in ("nbllm", "sdk"):
         before = len(requests_of(url))
         program("stream", contender=who, url=url, model="ok-50", tokens=50)
         opened[who] = len({request["connection"] for request in requests_of(url)[before:]})
     name = "connections opened for 10 requests in a row"
-    return Figure(name, opened["nbllm"] - opened["openai"], "more than SDK", 0, detail=f"{opened}"[1:-1])
+    return Figure(name, opened["nbllm"] - opened["sdk"], "more than SDK", 0, detail=f"{opened}"[1:-1])

@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from nbllm.providers import BUILT_IN
 from tests import isolation
+from tests.benchmarks.programs.readers import KEY, PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -78,16 +80,18 @@ def program(name: str, **arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def wire() -> Iterator[str]:
-    """The local server in a process of its own; its URL. nbllm finds it where OpenAI is expected."""
-    command = [sys.executable, "-m", "tests.wire"]
+    """The local server in a process of its own; its URL. nbllm finds it where each hosted provider is expected."""
+    command, found = [sys.executable, "-m", "tests.wire"], dict[str, str]()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
-            os.environ |= {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "sk-benchmark"}
+            found = {f"NBLLM_{name.upper().replace('-', '_')}_BASE_URL": url + path for name, path in PATHS.items()}
+            found |= {variable: KEY for spec in BUILT_IN for variable in spec.key_variables}
+            os.environ |= found
             yield url
         finally:
-            for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+            for name in found:
                 os.environ.pop(name, None)
             server.kill()
 

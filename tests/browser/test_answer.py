@@ -152,8 +152,9 @@ def test_an_error_is_two_plain_lines(notebook: Callable[..., Notebook], wire: Wi
     nb.run(1)
     outputs: list[dict[str, Any]] = nb.outputs(1)
     assert [line.split(":")[0] for line in outputs[-1]["traceback"]] == [
-        "AuthenticationError", "→ Set OPENAI_API_KEY to a valid key, then run it again.",
-    ]  # fmt: skip
+        "AuthenticationError",
+        "→ Set OPENAI_API_KEY to a valid key (%llm key openai in a notebook), then run it again.",
+    ]
     nb.screenshot("answer-error")
 
 

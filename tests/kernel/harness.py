@@ -288,9 +288,11 @@ class Kernel:
         stop_on_error: bool = True,
         subshell: str | None = None,
         inputs: tuple[str, ...] = (),
+        deleted: tuple[str, ...] = (),
     ) -> Running:
         """Execute code without waiting. `cell_id` goes into the metadata, where JupyterLab puts it.
 
+        So do the ids of `deleted` cells, which it sends with the next cell that it runs.
         `inputs` are the answers to `input()`, in order; without any, the front end offers no stdin.
         """
         content = {
@@ -301,7 +303,7 @@ class Kernel:
             "allow_stdin": bool(inputs),
             "stop_on_error": stop_on_error,
         }
-        metadata: dict[str, Any] = {"deletedCells": [], "recordTiming": False}
+        metadata: dict[str, Any] = {"deletedCells": list(deleted), "recordTiming": False}
         if cell_id is not None:
             metadata["cellId"] = cell_id
         self._inputs = deque(inputs)

@@ -40,7 +40,8 @@ def shell(server: Wire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
 
 
 @pytest.fixture(autouse=True)
-def _cleared(server: Wire) -> None:
+def _cleared(server: Wire, shell: Kernel) -> None:
+    shell.run("%llm chat reset")  # each test begins a conversation of its own
     server.clear()
 
 
@@ -59,11 +60,12 @@ def test_an_answer_streams_and_ends_as_static_markdown(shell: Kernel, server: Wi
     assert "there" not in running.now.text
     script.release(2)
     output = answer(running.result())
-    assert output.data["text/markdown"] == output.data["text/plain"] == "**Hello** there"
-    assert output.metadata["nbllm"] == {
-        "provider": "openai", "model": "m", "state": "complete", "finish_reason": "stop", "filled_in": [],
-        "usage": {"input_tokens": 1, "output_tokens": 3},
-    }  # fmt: skip
+    assert output.data["text/plain"] == "**Hello** there"
+    assert output.data["text/markdown"] == "**Hello** there\n\n*openai:m · 1 → 3 tokens*"
+    provenance = output.metadata["nbllm"]
+    known = {"provider": "openai", "model": "m", "state": "complete", "finish_reason": "stop", "filled_in": []}
+    assert provenance.items() >= known.items()
+    assert (provenance["usage"]["input_tokens"], provenance["usage"]["output_tokens"]) == (1, 3)
 
 
 def test_with_widgets_deltas_go_to_the_view_and_the_output_is_static_at_the_end(shell: Kernel, server: Wire) -> None:
@@ -89,11 +91,11 @@ def test_a_view_that_missed_something_asks_for_it(shell: Kernel, server: Wire) -
     """`resync` is answered with all that is missing, and a click on Stop reaches the kernel while the cell runs."""
     server.script("m", deltas=["abc", "def"], gates=[1])
     running = shell.start("%%llm openai:m\nHi", cell_id="cell-2")
-    comm = shell.wait_comm(lambda comm: "key" in comm.state and not comm.closed and comm.state.get("final") is None)
-    shell.wait_comm(lambda comm: {"at": 0, "next": 3, "delta": "abc"} in comm.custom)
+    comm = shell.wait_comm(lambda comm: "key" in comm.state and not comm.closed and not comm.state.get("final"))
+    shell.wait_comm(lambda comm: {"part": "text", "at": 0, "next": 3, "delta": "abc"} in comm.custom)
     subshell = shell.has_subshells
-    shell.comm_send(comm.id, {"ask": "resync", "at": 1}, subshell=subshell)
-    shell.wait_comm(lambda comm: {"at": 1, "next": 3, "delta": "bc"} in comm.custom)
+    shell.comm_send(comm.id, {"ask": "resync", "part": "text", "at": 1}, subshell=subshell)
+    shell.wait_comm(lambda comm: {"part": "text", "at": 1, "next": 3, "delta": "bc"} in comm.custom)
     shell.comm_send(comm.id, {"ask": "stop"}, subshell=subshell)
     output = answer(running.result())
     assert output.metadata["nbllm"]["state"] == "interrupted"
@@ -170,10 +172,10 @@ def test_a_view_that_fails_stops_the_stream_and_leaves_no_widget(shell: Kernel, 
 
 def test_views_do_not_pile_up(shell: Kernel, server: Wire) -> None:
     """Where no front end asks for a finished view to be closed, the oldest are closed all the same."""
-    for _ in range(12):
+    for _ in range(24):
         shell.run("%%llm openai:ok-2\nHi", cell_id="cell-9").check()
     left = [comm for comm in shell.comms.values() if "key" in comm.state and not comm.closed]
-    assert len(left) <= 4
+    assert len(left) <= 20
     code = "import gc; from nbllm import ResponseStream; gc.collect()"
     shell.run(code)
     assert shell.value("sum(type(o) is ResponseStream for o in gc.get_objects())") <= 1
@@ -210,7 +212,7 @@ def test_interpolation_fills_in_names_and_never_calls(shell: Kernel, server: Wir
     cell = '%%llm openai:ok\n{name} {boom()} {=1 + 1} {"a": 1} {name.__class__}\n```\n{name}\n```'
     output = answer(shell.run(cell))
     assert output.metadata["nbllm"]["filled_in"] == ["name", "=1 + 1"]
-    assert output.data["text/plain"].endswith("*Filled in: `{name}`, `{=1 + 1}`.*")
+    assert output.data["text/plain"].endswith("*filled in: {name}, {=1 + 1}*")
     sent = server.requests[0].body["messages"][-1]["content"]
     assert sent == 'Ada {boom()} 2 {"a": 1} {name.__class__}\n```\n{name}\n```'
     assert shell.value("calls") == []
@@ -271,7 +273,7 @@ def test_options_reach_the_provider(shell: Kernel, server: Wire) -> None:
         ("%%llm -m [1]\nHi", "no JSON object"),
         ("%%llm -m {\nHi", "is no JSON"),
         ("%%llm 'a\nHi", "quote is not closed"),
-        ("%%llm a b\nHi", "Unrecognized arguments: b"),
+        ("%%llm a b\nHi", "a, b cannot be told from a prompt"),
         ("%%llm What is 2+2?\nHi", "The prompt goes on the lines below"),
         ("%%llm -o class\nHi", "no name of a variable"),
         ("%%llm -m '{\"model\": 1}'\nHi", "model has a place of its own"),
@@ -378,3 +380,36 @@ def test_a_project_file_is_obeyed_only_as_far_as_it_is_trusted(
         assert "It now sets: providers.openai.base_url" in kernel.run("%llm trust").stdout
         kernel.run("%%llm\nHi").check()
         assert (len(server.requests), len(theirs.requests)) == (1, 1)
+
+
+def test_usage_budget_and_cache_are_shown_and_set(
+    new_kernel: Callable[..., Kernel], server: Wire, tmp_path: Path
+) -> None:
+    """What was used, what may be spent, what is kept: each by a command, and a cached answer is said to be one."""
+    config = tmp_path / "nbllm" / "config.toml"
+    config.parent.mkdir()
+    config.write_text('[prices."openai:ok"]\ninput = 1000.0\noutput = 1000.0\n')
+    env = {"XDG_CONFIG_HOME": str(tmp_path), "NBLLM_CACHE": "", "NBLLM_CACHE_PLACE": str(tmp_path / "c.sqlite")}
+    shell = new_kernel(
+        env={**env, "OPENAI_API_KEY": "k-0123456789", "OPENAI_BASE_URL": f"{server.url}/v1"}, cwd=tmp_path
+    )
+    shell.run("%load_ext nbllm").check()
+    assert "Nothing was asked yet" in shell.run("%llm usage").check().text
+    assert "There is no budget" in shell.run("%llm budget").check().stdout
+    before = len(server.requests)
+    for _ in range(2):
+        assert "tok9" in shell.run("%%llm openai:ok --no-history\nHi").check().text
+    assert len(server.requests) == before + 1
+    table = shell.run("%llm usage").check().text
+    assert "openai:ok  2      1" in table
+    assert "$0.0110" in table
+    assert "1 answer," in shell.run("%llm cache").check().stdout
+    assert "1 answer deleted." in shell.run("%llm cache clear").check().stdout
+    assert "The cache is off." in shell.run("%llm cache off").check().stdout
+    assert "$0.01 is spent" not in shell.run("%llm budget 0.02").check().stdout
+    refused = shell.run("%%llm openai:ok --no-history\nHi")
+    assert refused.error is not None
+    assert refused.error.ename == "BudgetExceededError"
+    assert "There is no budget" in shell.run("%llm budget off").check().stdout
+    assert "tok9" in shell.run("%%llm openai:ok --no-history\nHi").check().text
+    assert "no amount" in str(shell.run("%llm budget plenty").error)

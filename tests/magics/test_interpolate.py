@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nbllm.errors import InterpolationError, NbllmError
 from nbllm.magics.interpolate import Interpolated, interpolate
+from nbllm.response import Record, Response
 
 
 class Trap:
@@ -49,6 +50,7 @@ NAMESPACE = {
     "trap": Trap(),
     "In": ["", "first input"],
     "Out": {1: "first output"},
+    "Err": {2: "ValueError: no"},
     "braces": "{name} {=1/0}",
     "été": "summer",
 }
@@ -67,7 +69,8 @@ def fill(template: str, **more: object) -> str:
         ("{rows[0]} {rows[-1][0]} {rows[0][1]!r}", "['a', 'b'] c 'b'"),
         ('{d["k"]} {d[\'k\']} {d[\'deep\']["er"]} {d["it\'s"]}', "v v 1 2"),
         ("{point.x} {point.nested.y}", "1 2"),
-        ("{In[1]}, {Out[1]}", "first input, first output"),
+        ("{In[1]}, {Out[1]}, {Err[2]}", "first input, first output, ValueError: no"),
+        ("{In[-1]} {In[-2]}", "first input "),
         ("{été}", "summer"),
         ("`{name}` and **{name}**", "`Ada` and **Ada**"),
         ("{name}{name}", "AdaAda"),
@@ -174,6 +177,8 @@ def test_an_expression_changes_no_name():
         "> ```\n> {name}\n> ```",
         "```\n{name}",
         "```\r\n{name}\r\n```\r\n",
+        "```\r{name}\r```\r",
+        "```\n\x0c```\x0b```\u2028```\x85{name}",
     ],
 )
 def test_code_fences_are_left_alone(template):
@@ -218,6 +223,45 @@ def test_what_raises_stays_with_a_hint(template):
     assert template in result.hints[0]
 
 
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{In[7]}", "there is no input 7."),
+        ("{Out[3]}", "there is no output 3."),
+        ("{Out[-1]}", "there is no output -1."),
+        ("{Err[9]}", "no error is on record of execution 9."),
+    ],
+)
+def test_a_number_that_is_missing_is_said_in_words(template, why):
+    """What names an execution that is not there stays as it is, and the hint says it as a person would."""
+    result = interpolate(template, NAMESPACE)
+    assert result == Interpolated(template, (), (f"{template} was left as it is: {why}",))
+
+
+def test_a_response_is_its_exact_text():
+    """A model's answer is filled in to the letter, whatever it would look like displayed."""
+    text = "<script>x</script> {name}\n```py\n"
+    answer = Response(text, Record(provider="p", model="m"))
+    assert fill("{Out[4]}", Out={4: answer}) == text
+
+
+def test_hints_are_not_endless():
+    """Beyond a screenful, hints are counted."""
+    many = interpolate(" ".join(f"{{rows[{number}]}}" for number in range(10, 60)), NAMESPACE)
+    assert len(many.hints) == 21
+    assert many.hints[-1] == "So were 30 more braces."
+    assert len(interpolate("{rows[9]} " * 100, NAMESPACE).hints) == 1
+
+
+def test_a_format_cannot_fill_the_memory():
+    """A width of millions, as pasted text may have it, is left alone."""
+    for template in ("{name:>999999999}", "{x:.999999f}", "{n:099999d}"):
+        result = interpolate(template, NAMESPACE)
+        assert result.text == template
+        assert template in result.hints[0]
+    assert len(fill("{name:>9999}")) == 9999
+
+
 def test_values_are_redacted():
     """Each value passes through `redact` before it is filled in, and so does what failed."""
 
@@ -243,6 +287,9 @@ def test_a_data_frame_is_a_table():
     assert fill("{df}", df=indexed) == "| key | a |\n| --- | --- |\n| p | 0.123457 |\n| q | nan |"
     assert fill("{=df.head(1)}", df=frame) == "| a\\|b | c |\n| --- | --- |\n| 0 | x y\\|z |"
     assert fill("{df!r}", df=indexed) == repr(indexed)
+    wide = fill("{Out[5]}", Out={5: pd.DataFrame({f"c{n}": [n] * 12 for n in range(50)})})
+    assert wide.splitlines()[0].endswith("| c39 |")
+    assert wide.endswith("\n\n… 2 more rows and 10 more columns not shown")
 
 
 def test_a_series_is_a_table():
@@ -257,6 +304,9 @@ def test_a_polars_frame_is_a_table():
     """A polars frame or series becomes a table too."""
     pl = pytest.importorskip("polars")
     assert fill("{df}", df=pl.DataFrame({"a": [1, 2]})) == "| a |\n| --- |\n| 1 |\n| 2 |"
+    assert fill("{s}", s=pl.Series("v", [1])) == "| v |\n| --- |\n| 1 |"
+    frame = pl.DataFrame({f"c{n}": range(12) for n in range(41)})
+    assert fill("{df}", df=frame).endswith("\n\n… 2 more rows and 1 more column not shown")
 
 
 def test_no_library_is_imported():
@@ -296,6 +346,70 @@ def test_nothing_raises_and_nothing_is_called(text):
         assert result.text == text
 
 
+LITERAL = st.text(st.characters(exclude_characters="{}`~", codec="utf-8"), max_size=8)
+"""Text that is no brace and no fence."""
+
+VALUE = st.one_of(
+    st.text(max_size=12), st.sampled_from(["{a}", "{=1/0}", "{", "}", "{{", "```", "{a", "{b}{a}", "~~~\n", "{Out[1]}"])
+)
+"""Values, some of which read like templates."""
+
+
+@given(
+    st.lists(st.one_of(LITERAL, st.sampled_from(["{a}", "{b}", "{a!s}", "{rows[0]}", "{d['k']}", "{o.a}"]))),
+    VALUE,
+    VALUE,
+)
+def test_what_is_filled_in_is_the_values_and_nothing_else(pieces, a, b):
+    """The text is that of the template's pieces with each value in its place, whatever braces the values have."""
+    namespace = {"a": a, "b": b, "rows": [a], "d": {"k": b}, "o": SimpleNamespace(a=b)}
+    known = {"{a}": a, "{b}": b, "{a!s}": a, "{rows[0]}": a, "{d['k']}": b, "{o.a}": b}
+    result = interpolate("".join(pieces), namespace)
+    assert result.text == "".join(known.get(piece, piece) for piece in pieces)
+    assert result.filled == tuple(piece[1:-1] for piece in pieces if piece in known)
+    assert not result.hints
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.one_of(st.sampled_from([*PIECES, "nam", "Name", "{{name}}", "a.name"]), st.text(max_size=6))).map(
+        "".join
+    )
+)
+def test_text_without_a_known_name_is_byte_identical(text):
+    """Whatever else stands in braces, text that uses no name of the notebook comes back to the byte."""
+    text = text.replace("{=", "{")
+    result = interpolate(text, {"neverwritten": "x", "_neither": "y"})
+    assert result.text == text
+    assert not result.filled
+
+
+class Counting(dict[str, object]):
+    """A namespace that counts how often it is asked."""
+
+    asked = 0
+    walked = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.asked += 1
+        return super().__contains__(name)
+
+    def __iter__(self):
+        self.walked += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("unit", ["{nobody}", "{nmae}", "{{name}}", "{name", "{", "{nmae{number}}"])
+def test_a_megabyte_of_braces_asks_for_each_name_once(unit):
+    """Each pair of braces is looked up at most once, and only the first few misses are compared with every name."""
+    count = 1_000_000 // len(unit)
+    text = unit * count if "number" not in unit else "".join(f"{{nmae{n}}}" for n in range(count))
+    namespace = Counting(NAMESPACE)
+    interpolate(text, namespace)
+    assert namespace.asked <= count
+    assert namespace.walked <= 20
+
+
 @pytest.mark.parametrize(
     "unit",
     [
@@ -313,10 +427,20 @@ def test_nothing_raises_and_nothing_is_called(text):
         "```\n",
         "{\n",
         "{a.b}",
+        "{name}",
+        "{d['z']}",
+        "{rows[9]}",
+        "{name['",
+        "{name" + ".a" * 32,
+        "{" + "a" * 200,
+        "{x:" + " " * 99,
+        "> ```\n",
+        "~~~~",
+        "{name\r",
     ],
 )
 def test_time_is_linear(unit):
-    """Four times the text takes about four times as long, not sixteen."""
+    """Four times the text, up to a megabyte, takes about four times as long, not sixteen."""
 
     def cost(size: int) -> float:
         text = unit * (size // len(unit))
@@ -324,6 +448,6 @@ def test_time_is_linear(unit):
         interpolate(text, NAMESPACE)
         return time.process_time() - start
 
-    small = min(cost(25_000) for _ in range(2))
-    large = min(cost(100_000) for _ in range(2))
-    assert large < 10 * max(small, 0.005)
+    small = min(cost(250_000) for _ in range(2))
+    large = min(cost(1_000_000) for _ in range(2))
+    assert large < 10 * max(small, 0.01)

@@ -420,3 +420,34 @@ def test_refusals_are_worded_by_the_server(wire: Wire) -> None:
     assert caught.value.param == "flux"
     assert isinstance(Refusal(400), Refusal)
     assert isinstance(scenario("ok"), Script)
+
+
+TOO_LONG = "This model's maximum context length is 4096 tokens. However, you requested 4200 tokens ({})."
+
+
+@pytest.mark.parametrize(("explicit", "asked"), [({}, 2), ({"max_tokens": 4000}, 1)])
+def test_our_length_gives_way_to_a_small_context_window(wire: Wire, explicit: dict[str, int], asked: int) -> None:
+    """A model whose window has no room for our default is asked without it, this once; the caller's own stays."""
+    said = TOO_LONG.format("200 in the messages, 4000 in the completion")
+    wire.script("m", reason="context_length_exceeded", message=said, times=1)
+
+    async def use(manager: ProviderManager) -> None:
+        await (await manager.generate_response("Hi", "m", **explicit))
+        await (await manager.generate_response("Hi", "m"))
+
+    if explicit:
+        with pytest.raises(errors.ContextLengthError):
+            with_manager(wire, use)
+    else:
+        with_manager(wire, use)
+        assert not {"max_tokens", "max_completion_tokens"} & set(wire.requests[1].body)
+        assert wire.requests[2].body["max_tokens"] == 4000
+    assert len(wire.requests) == asked + (not explicit)
+
+
+def test_a_prompt_that_is_too_long_is_not_sent_again(wire: Wire) -> None:
+    """Where it is the prompt that exceeds the window, no other way to send it helps."""
+    wire.script("m", reason="context_length_exceeded", message=TOO_LONG.format("max_tokens aside"))
+    with pytest.raises(errors.ContextLengthError):
+        ask(wire, "m", max_tokens=9)
+    assert len(wire.requests) == 1

@@ -1,4 +1,4 @@
-"""Thousands of requests through one manager, in every way that they can end: nothing may be left of them."""
+"""Thousands of requests to all hosted providers, in every way that they can end: nothing may be left of them."""
 
 from __future__ import annotations
 
@@ -16,68 +16,72 @@ from nbllm._loop import background_loop
 from nbllm.errors import IncompleteStreamError, NbllmError, ProviderError
 from nbllm.response import Record, ResponseStream
 from tests.benchmarks.measure import requests_of, wire
+from tests.faults.matrix import PROVIDERS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.soak.report import Report
 
+    Kind = Callable[[ProviderManager, str], Awaitable[None]]
+
+TOTAL = 20_000
 AT_ONCE = 8
-WARM_UP = 1000
+WARM_UP = 5000
 """Requests before the first look at the memory: caches fill, and the allocator takes what it needs."""
 
 GROWTH = 3.0
-"""MiB that the memory may grow from there to the end: less than a kB a request."""
+"""MiB that the memory may grow from there to the end: less than 200 bytes a request."""
 
 
-async def _whole(manager: ProviderManager) -> None:
-    stream = await manager.generate_response("Hi", "openai:ok-20")
+async def _whole(manager: ProviderManager, provider: str) -> None:
+    stream = await manager.generate_response("Hi", f"{provider}:ok-20")
     assert len("".join([piece async for piece in stream]).split()) == 20
     assert stream.state == "complete"
 
 
-async def _plain(manager: ProviderManager) -> None:
-    assert len((await manager.generate_response("Hi", "openai:ok-20", stream=False)).split()) == 20
+async def _plain(manager: ProviderManager, provider: str) -> None:
+    assert len((await manager.generate_response("Hi", f"{provider}:ok-20", stream=False)).split()) == 20
 
 
-async def _left(manager: ProviderManager) -> None:
-    async with await manager.generate_response("Hi", "openai:slow") as stream:
+async def _left(manager: ProviderManager, provider: str) -> None:
+    async with await manager.generate_response("Hi", f"{provider}:slow") as stream:
         async for _ in stream:
             break
     assert stream.state == "interrupted"
 
 
-async def _dropped(manager: ProviderManager) -> None:
-    stream = await manager.generate_response("Hi", "openai:slow")
+async def _dropped(manager: ProviderManager, provider: str) -> None:
+    stream = await manager.generate_response("Hi", f"{provider}:slow")
     await anext(stream)
     del stream
 
 
-async def _cancelled(manager: ProviderManager) -> None:
-    task = asyncio.ensure_future(_slow(manager))
+async def _cancelled(manager: ProviderManager, provider: str) -> None:
+    task = asyncio.ensure_future(_slow(manager, provider))
     await asyncio.sleep(random.uniform(0, 0.05))
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
 
 
-async def _slow(manager: ProviderManager) -> None:
-    async for _ in await manager.generate_response("Hi", "openai:slow"):
+async def _slow(manager: ProviderManager, provider: str) -> None:
+    async for _ in await manager.generate_response("Hi", f"{provider}:slow"):
         pass
 
 
-async def _blocking(manager: ProviderManager) -> None:
+async def _blocking(manager: ProviderManager, provider: str) -> None:
     def read() -> int:
-        with manager.start("Hi", "openai:ok-20") as stream:
+        with manager.start("Hi", f"{provider}:ok-20") as stream:
             return len("".join(stream).split())
 
     assert await asyncio.to_thread(read) == 20
 
 
-def _faulty(model: str, expected: type[NbllmError] = ProviderError) -> Callable[[ProviderManager], Awaitable[None]]:
-    async def ask(manager: ProviderManager) -> None:
+def _faulty(model: str, expected: type[NbllmError] = ProviderError) -> Kind:
+    async def ask(manager: ProviderManager, provider: str) -> None:
         try:
-            async for _ in await manager.generate_response("Hi", f"openai:{model}"):
+            async for _ in await manager.generate_response("Hi", f"{provider}:{model}"):
                 pass
         except expected:
             return
@@ -87,7 +91,7 @@ def _faulty(model: str, expected: type[NbllmError] = ProviderError) -> Callable[
     return ask
 
 
-KINDS: list[tuple[int, Callable[[ProviderManager], Awaitable[None]]]] = [
+KINDS: list[tuple[int, Kind]] = [
     (30, _whole),
     (10, _plain),
     (10, _left),
@@ -101,9 +105,9 @@ KINDS: list[tuple[int, Callable[[ProviderManager], Awaitable[None]]]] = [
 
 
 def run(report: Report) -> None:
-    """Five thousand, eight at once, in random order."""
+    """Twenty thousand, eight at once, in random order, to each provider alike."""
     with wire() as url:
-        asyncio.run(_run(report, url, report.times or 5000))
+        asyncio.run(_run(report, url, report.times or TOTAL))
 
 
 async def _run(report: Report, url: str, total: int) -> None:
@@ -114,15 +118,15 @@ async def _run(report: Report, url: str, total: int) -> None:
     manager = await ProviderManager.create()
 
     async def some(requests: int) -> None:
-        remaining = iter(order.choices(kinds, weights, k=requests))
+        remaining = zip(order.choices(kinds, weights, k=requests), order.choices(PROVIDERS, k=requests), strict=True)
 
         async def worker() -> None:
-            for kind in remaining:
+            for kind, provider in remaining:
                 try:
-                    await asyncio.wait_for(kind(manager), 30)
+                    await asyncio.wait_for(kind(manager, provider), 30)
                     ended[kind.__name__.strip("_")] += 1
                 except Exception as exc:  # noqa: BLE001 - counted and shown
-                    failed.append(f"{kind.__name__}: {exc!r}")
+                    failed.append(f"{provider} {kind.__name__}: {exc!r}")
 
         await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
 

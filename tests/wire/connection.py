@@ -62,9 +62,11 @@ class Connection:
     async def read_request(self) -> Request | None:
         """The next request, None at the end of the connection."""
         try:
-            head = self.pushed + await self.reader.readuntil(b"\r\n\r\n")
-            self.pushed = b""
-            lines = head.decode("latin-1").split("\r\n")
+            first, self.pushed = self.pushed or await self.reader.readexactly(1), b""
+            if first == b"\x16":  # a TLS client at a plain server: told so in plain words, as real servers do
+                self.writer.write(head(400, {"connection": "close", "content-length": "0"}))
+                return None
+            lines = (first + await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             method, target, _ = lines[0].split(" ", 2)
             pairs = (line.split(":", 1) for line in lines[1:] if ":" in line)
             headers = {name.strip().lower(): value.strip() for name, value in pairs}

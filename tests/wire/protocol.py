@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from tests.wire.connection import Request
     from tests.wire.script import Refusal, Script
@@ -83,6 +83,18 @@ class Protocol(ABC):
     def malformed(self) -> Event:
         """An event that cannot be parsed."""
 
+    def page(self, request: Request, names: Sequence[str]) -> Any:
+        """The JSON body of the part of the list of models that the request asks for."""
+        return self.models(names)
+
+    def parameters(self, request: Request) -> Container[str]:
+        """The parameters that the request sets, by the names that scripts reject them by."""
+        return request.body if isinstance(request.body, dict) else ()
+
     def headers(self, request_id: str) -> dict[str, str]:
         """Headers of every answer."""
         return {"x-request-id": request_id}
+
+    def refuse(self, request: Request) -> Refusal | None:
+        """What the provider itself refuses, whatever the script; None where the request is in order."""
+        return None

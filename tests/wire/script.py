@@ -72,7 +72,8 @@ REASONS = {
     404: "model_not_found",
     429: "rate_limit",
     500: "server_error",
-    503: "overloaded",
+    529: "overloaded",
+    503: "overloaded",  # the last of its kind: `reason="overloaded"` alone means this one
 }
 STATUS_OF = {
     "context_length_exceeded": 400,
@@ -306,6 +307,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "e429": {"status": 429, "retry_after": 1},
     "e500": {"status": 500},
     "e503": {"status": 503},
+    "e529": {"status": 529},
     "e503once": {"status": 503, "times": 1},
 }
 """Model names that need no registering; `NAME-N` has N tokens, `NAME-N-Pms` a pace: `ok-200-20ms`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 import json
 import socket
 import threading
@@ -21,11 +22,30 @@ from tests.wire.protocol import Call, Protocol
 from tests.wire.script import Refusal, Script, from_json, scenario
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from types import TracebackType
 
-PROTOCOLS = ("tests.wire.openai:OpenAI",)
+PROTOCOLS = (
+    "tests.wire.anthropic:Anthropic",
+    "tests.wire.mistral:Mistral",
+    "tests.wire.google:GoogleArray",
+    "tests.wire.google:Google",
+    "tests.wire.huggingface:HuggingFace",
+    "tests.wire.openai_responses:OpenAIResponses",
+    "tests.wire.openai:OpenAI",
+)
 """`module:class` of each protocol, asked in this order whose a request is."""
+
+BASES = {
+    "openai": "/v1",
+    "anthropic": "/anthropic",
+    "mistral": "/mistral",
+    "google": "/google",
+    "google-legacy": "/google",
+    "huggingface-hosted": "/huggingface/v1",
+}
+"""The path of each provider's base URL here: each protocol claims the requests below its own."""
 
 MODELS = "/models"
 """A script registered under this name answers the requests for the list of models."""
@@ -37,12 +57,17 @@ class Wire(Log):
     Attributes:
         url: where it listens, without a path (`http://127.0.0.1:PORT`); OpenAI's clients want `url + "/v1"`.
         models: names for the list of models; those with a script, "ok" and "echo" where it is None.
+
+    Args:
+        port: where to listen; 0 takes a free one.
+        tls: speak TLS with this context's certificate (`tests/wire/tls.py`).
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> None:
         super().__init__()
         self.models: list[str] | None = None
         self._port = port
+        self._tls = tls
         self._scripts: dict[str, Script] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -50,6 +75,8 @@ class Wire(Log):
         self._protocols: list[Protocol] = []
         for name in PROTOCOLS:
             module, _, cls = name.partition(":")
+            if importlib.util.find_spec(module) is None:
+                continue
             self._protocols.append(getattr(importlib.import_module(module), cls)())
 
     # Life ---------------------------------------------------------------------------------------
@@ -113,7 +140,11 @@ class Wire(Log):
     @property
     def url(self) -> str:
         """Where the server listens, without a slash at the end."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
+
+    def base(self, provider: str) -> str:
+        """The base URL that a provider is to be given."""
+        return self.url + BASES[provider]
 
     def clear(self) -> None:
         """Forget the log and the scripts."""
@@ -129,7 +160,9 @@ class Wire(Log):
 
     async def _serve(self, sock: socket.socket, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connect, sock=sock, limit=2**24)
+        # A client that closes at once sends no TLS goodbye: it is not waited for.
+        tls: dict[str, Any] = {"ssl": self._tls, "ssl_shutdown_timeout": 0.5} if self._tls else {}
+        server = await asyncio.start_server(self._connect, sock=sock, limit=2**24, **tls)
         ready.set()
         await self._stop.wait()
         server.close()
@@ -262,7 +295,7 @@ class Wire(Log):
             await self._send(connection, script.status, script.body, headers)
         elif call.kind == "models":
             names = [n for n in self._scripts if n != MODELS] + ["ok", "echo"]
-            await self._send(connection, 200, protocol.models(self.models or names), headers)
+            await self._send(connection, 200, protocol.page(request, self.models or names), headers)
         elif call.kind == "model":
             await self._send(connection, 200, protocol.model(call.model), headers)
         elif call.stream:
@@ -373,10 +406,11 @@ class Wire(Log):
     def _refuse(script: Script, request: Request, protocol: Protocol) -> Refusal | None:
         if script.key is not None and protocol.key(request) != script.key:
             return Refusal(401, "invalid_api_key")
+        parameters = protocol.parameters(request) if script.rejects else ()
         for param in script.rejects:
-            if isinstance(request.body, dict) and param in request.body:
+            if param in parameters:
                 return Refusal(400, "unsupported_parameter", script.message, param)
-        return script.refusal()
+        return script.refusal() or protocol.refuse(request)
 
     def _administer(self, request: Request) -> tuple[int, Any]:
         """The server's own paths, for other processes."""

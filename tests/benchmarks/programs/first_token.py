@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from readers import READERS
 
 
-async def main(url: str, rounds: int, warm_up: int = 20) -> dict[str, list[float]]:
+async def main(url: str, rounds: int, provider: str = "openai", warm_up: int = 20) -> dict[str, list[float]]:
     """The time of each contender in each round."""
-    readers = {name: await opened(url) for name, opened in READERS.items()}
+    readers = {name: await opened(url, provider) for name, opened in READERS.items()}
     times: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(warm_up + rounds):
         for name, read in readers.items():

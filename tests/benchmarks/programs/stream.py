@@ -11,18 +11,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 from readers import READERS
 
 
-async def main(contender: str, url: str, model: str, tokens: int, requests: int = 8) -> float:
-    """The median over the requests, after two that warm up."""
-    read = await READERS[contender](url)
+async def main(
+    contender: str, url: str, model: str, tokens: int, requests: int = 8, provider: str = "openai", at_once: int = 1
+) -> float:
+    """The median over the requests, after two that warm up; each of them is `at_once` streams together."""
+    read = await READERS[contender](url, provider)
+    whole = "".join(f"tok{i} " for i in range(tokens))
+
+    async def one() -> None:
+        pieces: list[str] = []
+        await read(model, pieces.append)
+        # Who reads less than all of it would win.
+        assert "".join(pieces) == whole
+
     costs = []
     for _ in range(requests + 2):
-        pieces: list[str] = []
         start = time.process_time()
-        await read(model, pieces.append)
+        await asyncio.gather(*(one() for _ in range(at_once)))
         costs.append(time.process_time() - start)
-        # Who reads less than all of it would win.
-        assert "".join(pieces) == "".join(f"tok{i} " for i in range(tokens))
-    return 1e6 * median(costs[2:]) / tokens
+    return 1e6 * median(costs[2:]) / tokens / at_once
 
 
 print(json.dumps({"us": asyncio.run(main(**json.loads(sys.argv[1])))}))
