@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nbllm._loop import Gate
-from nbllm.display.note import Note
+from nbllm.display.note import NOTHING, Note
 from nbllm.display.static import static_form, usage_line
 from nbllm.response import Response, ResponseStream
 
@@ -51,7 +51,7 @@ class View(Protocol):
 def follow(
     stream: ResponseStream,
     open_view: Callable[[], View],
-    note: Note = Note(),
+    note: Note = NOTHING,
     *,
     ended: Callable[[ResponseStream], Note] | None = None,
 ) -> Response:
@@ -89,7 +89,7 @@ def follow(
 def follow_in_background(
     stream: ResponseStream,
     view: View,
-    note: Note = Note(),
+    note: Note = NOTHING,
     *,
     ended: Callable[[ResponseStream], Note] | None = None,
 ) -> None:
@@ -136,7 +136,7 @@ def _draw(stream: ResponseStream, view: View) -> None:
         ended.wait(view.interval)
 
 
-def open_view(shell: InteractiveShell, stream: ResponseStream, note: Note = Note()) -> View:
+def open_view(shell: InteractiveShell, stream: ResponseStream, note: Note = NOTHING) -> View:
     """The view that suits where the cell runs: a live widget, an output that is redrawn, or the terminal."""
     from nbllm.display.text import OutputView, TerminalView
 
@@ -157,7 +157,7 @@ class WidgetView:
 
     interval = INTERVAL
 
-    def __init__(self, stream: ResponseStream, note: Note = Note()) -> None:
+    def __init__(self, stream: ResponseStream, note: Note = NOTHING) -> None:
         from IPython.display import display
 
         from nbllm.display.answer_widget import AnswerWidget  # anywidget and ipywidgets take 0.3 s to import

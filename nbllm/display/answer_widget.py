@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def script(name: str) -> str:
-    """A view's ES module: what the views share, then its own; sent with each widget, so without comments and indents."""
+    """A view's ES module: what the views share, then its own; without comments, since each widget sends it."""
     text = "\n".join((HERE / part).read_text("utf-8") for part in ("markdown.js", "view.js", name))
     return re.sub(r"^(?:[ \t]*//.*\n|[ \t]+|\n)", "", text, flags=re.MULTILINE)
 

@@ -64,7 +64,8 @@ function column(model, state, index, name, lines, grid) {
   section.appendChild(make("div", "nbllm-column-name jp-RenderedHTMLCommon")).append(make("h4", "", name));
   const body = section.appendChild(make("div", "nbllm-answer-body"));
   const error = section.appendChild(make("div", "nbllm-column-error"));
-  const draw = growingMarkdown(model, body);
+  body.classList.toggle("nbllm-code", model.get("plain"));
+  const draw = model.get("plain") ? growingText(body) : growingMarkdown(model, body);
   let drawn = 0, began = null, thought = false;
 
   return {

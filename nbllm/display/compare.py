@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbllm._loop import Gate
-from nbllm.display.answer import Interrupted, static_form
+from nbllm.display.answer import Interrupted
 from nbllm.display.compare_views import open_columns
 from nbllm.display.comparison import Comparison
 from nbllm.display.note import Note
+from nbllm.display.static import provenance
 from nbllm.errors import UsageError
 from nbllm.response import ResponseStream
 
@@ -58,7 +59,7 @@ def compare(
     view = None
     try:
         try:
-            view = open_columns(shell, streams)
+            view = open_columns(shell, streams, note)
             gate = _all_ended(streams.values())
             while not gate.wait(view.interval):
                 view.push(streams)
@@ -69,11 +70,12 @@ def compare(
         raise Interrupted from None
     finally:
         comparison = Comparison.of(streams)
-        if ended is not None:
-            note = ended(comparison)
-        if view is not None:
-            provenance = [static_form(stream, note)[1].get("nbllm") for stream in streams.values()]
-            view.finish(comparison, note, {"nbllm": {"compare": provenance}})
+        try:
+            note = note if ended is None else ended(comparison)
+        finally:
+            if view is not None:
+                came_from = [provenance(stream, note) for stream in streams.values()]
+                view.finish(comparison, note, {"nbllm": {"compare": came_from}})
     if len(comparison.errors) == len(comparison):
         raise next(iter(comparison.errors.values()))
     return comparison

@@ -11,7 +11,7 @@ from nbllm.display.answer import INTERVAL, SETTLING, _has_widgets, _settling
 from nbllm.display.comparison import Comparison, Row, plain_column, plain_foot, plain_table, static_columns
 from nbllm.display.note import Note
 from nbllm.display.safe import safe_text
-from nbllm.response import FINAL, ResponseStream
+from nbllm.response import FINAL, Response, ResponseStream
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -33,11 +33,11 @@ class ColumnsView(Protocol):
         """Put the static form in place of the live one."""
 
 
-def open_columns(shell: InteractiveShell, streams: Streams) -> ColumnsView:
+def open_columns(shell: InteractiveShell, streams: Streams, note: Note) -> ColumnsView:
     """The view that suits where the cell runs."""
     if not hasattr(shell, "kernel"):
         return TerminalColumns()
-    return WidgetColumns(streams) if _has_widgets(shell) else OutputColumns(streams)
+    return WidgetColumns(streams, note) if _has_widgets(shell) else OutputColumns(streams, note)
 
 
 class WidgetColumns:
@@ -45,7 +45,7 @@ class WidgetColumns:
 
     interval = INTERVAL
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, note: Note) -> None:
         from IPython.display import display
 
         from nbllm.display.compare_widget import CompareWidget  # anywidget and ipywidgets take 0.3 s to import
@@ -57,7 +57,8 @@ class WidgetColumns:
                 stream.cancel()
 
         elapsed = max(stream.duration for stream in streams.values())
-        self._widget = CompareWidget(stop, list(streams), _states(streams), elapsed)
+        plain = note.format not in ("markdown", "math")
+        self._widget = CompareWidget(stop, list(streams), _states(streams), plain=plain, elapsed=elapsed)
         self._handle: Any = display(self._widget, display_id=True)  # type: ignore[no-untyped-call]
 
     def push(self, streams: Streams) -> None:
@@ -97,17 +98,18 @@ def _state(row: Row) -> dict[str, Any]:
 class OutputColumns:
     """One output, redrawn as a whole: for nbclient, papermill and front ends without widgets."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, note: Note) -> None:
         from IPython.display import display
 
+        self._form = Note(format=note.format)
         self.interval = 0.1
         self._drawn = ""
         self._handle: Any = display(  # type: ignore[no-untyped-call]
-            static_columns(Comparison.of(streams)), raw=True, display_id=True
+            static_columns(Comparison.of(streams), self._form), raw=True, display_id=True
         )
 
     def push(self, streams: Streams) -> None:
-        data = static_columns(Comparison.of(streams))
+        data = static_columns(Comparison.of(streams), self._form)
         # Each redraw sends the whole text: the longer it is, the rarer, so that all of them stay within bounds.
         self.interval = max(0.1, len(data["text/plain"]) / 150 * 0.001)
         state = "".join(f"{stream.state}{len(stream.text)}," for stream in streams.values())
@@ -131,7 +133,7 @@ class TerminalColumns:
     def push(self, streams: Streams) -> None:
         for name, stream in streams.items():
             if stream.state in FINAL and stream.ended.done():
-                self._print(Row.of(name, stream), stream.text)
+                self._print(Row.of(name, stream), stream.response())
         running = [f"{name} {len(stream.text)}" for name, stream in streams.items() if name not in self._printed]
         if sys.stdout.isatty():
             line = safe_text(f"… {', '.join(running)} characters" if running else "").replace("\n", " ")
@@ -141,15 +143,15 @@ class TerminalColumns:
         for row in comparison.rows:
             self._print(row, comparison[row.model])
         self._progress("")
-        foot = safe_text(plain_foot(note))
+        foot = plain_foot(note)
         sys.stdout.write(plain_table(comparison) + (f"\n\n{foot}\n" if foot else "\n"))
         sys.stdout.flush()
 
-    def _print(self, row: Row, text: str) -> None:
+    def _print(self, row: Row, answer: Response) -> None:
         if row.model not in self._printed:
             self._printed.add(row.model)
             self._progress("")
-            sys.stdout.write(f"{plain_column(row, text)}\n\n")
+            sys.stdout.write(f"{plain_column(row, answer)}\n\n")
 
     def _progress(self, line: str) -> None:
         if line != self._line:

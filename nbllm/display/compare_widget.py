@@ -28,22 +28,29 @@ class CompareWidget(LiveWidget):
     _css = "\n".join((HERE / name).read_text("utf-8") for name in ("answer.css", "compare.css"))
     names: Any = traitlets.List().tag(sync=True)
     rows: Any = traitlets.List().tag(sync=True)
+    plain = traitlets.Bool(False).tag(sync=True)
     clock = traitlets.Float().tag(sync=True, to_json=_by_now)
 
     def __init__(
-        self, stop: Callable[[str | None], None], names: Sequence[str], rows: list[dict[str, Any]], elapsed: float
+        self,
+        stop: Callable[[str | None], None],
+        names: Sequence[str],
+        rows: list[dict[str, Any]],
+        *,
+        plain: bool,
+        elapsed: float,
     ) -> None:
         self.began = time.monotonic() - elapsed
-        super().__init__(stop, names=list(names), rows=rows)
+        super().__init__(stop, names=list(names), rows=rows, plain=plain)
 
     def push_all(self, texts: Sequence[str]) -> None:
         """Send what is new in any of them, in one message."""
         deltas = []
         for number, text in enumerate(texts):
-            part = str(number)
+            part, whole = str(number), text.removesuffix("\ufffd")  # perhaps half a character
             at = len(self.parts.get(part, ""))
-            if len(text) > at:
-                self.parts[part] = text
-                deltas.append({"part": part, "at": at, "next": len(text), "delta": text[at:]})
+            if len(whole) > at:
+                self.parts[part] = whole
+                deltas.append({"part": part, "at": at, "next": len(whole), "delta": whole[at:]})
         if deltas:
             self.send({"parts": deltas})

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from nbllm.accounting import usd
-from nbllm.display.note import Note
+from nbllm.display.note import NOTHING, Note
 from nbllm.display.safe import safe_markdown, safe_text
+from nbllm.display.static import LONGEST_NAME, emphasis, formatted, note_said
 from nbllm.display.table import Table
 from nbllm.errors import MissingExtraError, NbllmError
 from nbllm.response import FINAL, Response, ResponseStream
@@ -120,7 +121,11 @@ class Row:
         """What the table says of it, below `HEADINGS`; what is not known is a dash, what is estimated has an ≈."""
         known = self.state == "complete" and self.output_tokens is not None
         output = (
-            f"{self.output_tokens}" if known else f"≈\u00a0{self.characters // PER_TOKEN}" if self.characters else UNKNOWN
+            f"{self.output_tokens}"
+            if known
+            else f"≈\u00a0{self.characters // PER_TOKEN}"
+            if self.characters
+            else UNKNOWN
         )
         return (
             self.model,
@@ -231,7 +236,6 @@ def _seconds(seconds: float | None) -> str:
 
 # -- the static form
 
-NOTHING: Final = Note()
 COLUMNS: Final = (
     '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:0 16px">\n'
     '<div style="min-width:0;overflow-x:auto">'
@@ -243,7 +247,7 @@ shows the answers one below the other."""
 
 def static_columns(comparison: Comparison, note: Note = NOTHING) -> dict[str, str]:
     """What a notebook keeps: a table of how they went, then the answers, each under its model's name."""
-    table, *columns, foot = _harmless([_table(comparison), *_columns(comparison, _literal), plain_foot(note)])
+    table, *columns, foot = _harmless([_table(comparison), *_columns(comparison, note.format), _foot(note)])
     side_by_side = f"\n\n{NEXT_COLUMN}\n\n".join(columns)
     markdown = f"{table}\n\n{COLUMNS}\n\n{side_by_side}\n\n</div>\n</div>\n\n{foot}".rstrip("\n")
     plain = [
@@ -259,10 +263,16 @@ def plain_table(comparison: Comparison) -> str:
     return str(Table(HEADINGS, [row.cells() for row in comparison.rows]))
 
 
-def plain_column(row: Row, text: str) -> str:
+def plain_column(row: Row, answer: Response) -> str:
     """One answer under its model's name, for a terminal."""
-    name, said = _answer(row, text, _one_line)
-    return safe_text(f"── {name} ──\n\n{said}")
+    said = [_heading(row), str(answer), *(f"*{line}*" for line in _marks(row, answer)), *_failure(row)]
+    return safe_text("\n\n".join([f"── {_one_line(said[0])} ──", *filter(None, said[1:])]))
+
+
+def plain_foot(note: Note) -> str:
+    """What is to be said below the answers, for a terminal."""
+    said = _below(note)
+    return safe_text(f"*{said}*") if said else ""
 
 
 def _harmless(parts: list[str]) -> list[str]:
@@ -282,34 +292,47 @@ def _table(comparison: Comparison) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _columns(comparison: Comparison, literal: Callable[[str], str]) -> Iterator[str]:
+def _columns(comparison: Comparison, form: str) -> Iterator[str]:
     for row in comparison.rows:
-        name, text = _answer(row, comparison[row.model], literal)
-        yield f"#### {name}\n\n{text}"
+        answer = comparison[row.model]
+        said = [formatted(answer, form)] if answer else []
+        said += [*map(emphasis, (*_marks(row, answer), *_failure(row)))]
+        yield "\n\n".join([f"#### {_literal(_heading(row))}", *said])
 
 
-def _answer(row: Row, text: str, literal: Callable[[str], str]) -> tuple[str, str]:
-    """A column's heading, and what stands below it; `literal` spells somebody else's words in one line."""
-    name = row.model if row.answered_by is None else f"{row.model} (answered by {row.answered_by})"
-    parts = [str(text)]
+def _foot(note: Note) -> str:
+    said = _below(note)
+    return emphasis(said) if said else ""
+
+
+def _below(note: Note) -> str:
+    said = " · ".join(note_said(note))
+    return said[:1].upper() + said[1:]
+
+
+def _heading(row: Row) -> str:
+    return row.model if row.answered_by is None else f"{row.model} (answered by {row.answered_by})"
+
+
+def _marks(row: Row, answer: Response) -> list[str]:
+    """What else is to be said of the answer, in short sentences."""
     if row.state == "interrupted":
-        parts.append("*Stopped here.*" if text else "*Stopped before the first word.*")
-    elif row.state not in FINAL and not text:
-        parts.append("…")
+        return ["Stopped here." if answer else "Stopped before the first word."]
+    if row.state not in FINAL:
+        return [] if answer else ["…"]
+    if answer.tool_calls:
+        return [f"Asks for {', '.join(_one_line(call.name)[:LONGEST_NAME] for call in answer.tool_calls)}."]
+    return ["The answer is empty."] if row.state == "complete" and not answer else []
+
+
+def _failure(row: Row) -> list[str]:
+    """What went wrong, and what to do about it."""
     message, action = row.what_failed
-    if message:
-        parts.append(f"*{literal(message)}*" + (f"\n\n→ {literal(action)}" if action else ""))
-    return literal(name), "\n\n".join(part for part in parts if part)
-
-
-def plain_foot(note: Note) -> str:
-    """What is to be said below the answers."""
-    said = [f"Filled in: {', '.join(f'`{{{name}}}`' for name in note.filled)}."] if note.filled else []
-    return " ".join(f"*{line}*" for line in [*said, *note.lines])
+    return [_one_line(line) for line in (message, action and f"→ {action}") if line]
 
 
 def _one_line(text: str) -> str:
-    return " ".join(safe_text(text).split())
+    return re.sub(r"[^\S\u00a0]+", " ", safe_text(text)).strip()  # what is not to be broken stays together
 
 
 _MARKUP: Final = re.compile(r"[!-/:-@\[-`{-~](?<![,\-./:;()?=%+'])")

@@ -79,12 +79,14 @@ function growingMarkdown(model, body, foot = null) {
     await renderer.renderModel({
       data: { "text/markdown": text }, metadata: {}, trusted: false, setData() {},
     });
-    if (/[$\\]/.test(text)) rendermime.latexTypesetter?.typeset(renderer.node);
     const nodes = [...renderer.node.childNodes];
     if (opening) renderer.node.firstElementChild?.classList.add("nbllm-cut-above");
     if (isCut) renderer.node.lastElementChild?.classList.add("nbllm-cut-below");
     for (const node of tail) node.remove();
     for (const node of nodes) page.insertBefore(node, foot);
+    if (/[$\\]/.test(text)) {
+      for (const node of nodes) if (node.nodeType === 1) rendermime.latexTypesetter?.typeset(node);
+    }
     return nodes;
   }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Note"]
+__all__ = ["NOTHING", "Note"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,7 @@ class Note:
     stale: tuple[str, ...] = ()
     format: str = "markdown"
     lines: tuple[str, ...] = ()
+
+
+NOTHING: Final = Note()
+"""Nothing is to be said."""

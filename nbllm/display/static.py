@@ -1,7 +1,7 @@
 """What a notebook keeps of an answer: the form that suits its format, a footer, and where it came from.
 
-Nothing in it tells an answer that was made from its replay out of the cache: no time, no `cached`. A notebook that is run
-again from its cache comes out the same to the byte.
+Nothing in it tells an answer that was made from its replay out of the cache: no time, no `cached`. A notebook that is
+run again from its cache comes out the same to the byte.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ from typing import Any, Final
 
 from nbllm.accounting import usd
 from nbllm.display.html import sandboxed
-from nbllm.display.note import Note
+from nbllm.display.note import NOTHING, Note
 from nbllm.display.safe import safe_markdown, safe_text
 from nbllm.errors import NbllmError
 from nbllm.identity import prompt_hash
-from nbllm.response import CodeBlock, ResponseStream
+from nbllm.response import CodeBlock, Response, ResponseStream
 
-__all__ = ["LONGEST_NAME", "live_form", "provenance", "static_form", "usage_line"]
+__all__ = [
+    "LONGEST_NAME",
+    "emphasis",
+    "formatted",
+    "live_form",
+    "note_said",
+    "provenance",
+    "static_form",
+    "usage_line",
+]
 
 LONGEST_NAME: Final = 80
 """Characters of a name in the footer; a server may call its models anything."""
@@ -29,7 +38,7 @@ SETTINGS: Final = ("seed", "top_p", "stop")
 
 
 def static_form(
-    stream: ResponseStream, note: Note = Note(), error: BaseException | None = None
+    stream: ResponseStream, note: Note = NOTHING, error: BaseException | None = None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The mime bundle that is kept, and its metadata with the provenance.
 
@@ -51,8 +60,8 @@ def static_form(
         below = "".join(f"<p><em>{_no_math(html.escape(safe_text(line)))}</em></p>" for line in (*marks, *lines, foot))
         shown["text/html"] = sandboxed(_content(stream, "html")) + below
     elif note.format != "text":
-        answer = [_formatted(stream, note.format)] if text else []
-        shown["text/markdown"] = "\n\n".join([*answer, *map(_emphasis, (*marks, *lines, foot))])
+        answer = [formatted(stream.response(), note.format)] if text else []
+        shown["text/markdown"] = "\n\n".join([*answer, *map(emphasis, (*marks, *lines, foot))])
     return shown, metadata
 
 
@@ -76,7 +85,7 @@ def usage_line(stream: ResponseStream) -> str:
     return " · ".join(parts)
 
 
-def provenance(stream: ResponseStream, note: Note = Note()) -> dict[str, Any]:
+def provenance(stream: ResponseStream, note: Note = NOTHING) -> dict[str, Any]:
     """Where the answer came from, as plain data; nothing of the prompt but its hash and the names filled in."""
     request, usage = stream.request, stream.usage
     parameters: dict[str, Any] = {}
@@ -135,6 +144,12 @@ def _said(stream: ResponseStream, note: Note) -> list[str]:
         said.append("cut by the provider's content filter")
     if stream.tool_calls:
         said.append(f"asks for {', '.join(_name(call.name) for call in stream.tool_calls)}")
+    return [*said, *note_said(note)]
+
+
+def note_said(note: Note) -> list[str]:
+    """What the note has to say, in short phrases of plain text."""
+    said = []
     if note.filled:
         said.append(f"filled in: {', '.join(f'{{{_name(name)}}}' for name in note.filled)}")
     if note.history:
@@ -153,11 +168,11 @@ _MARKUP = re.compile(r"[^\w ,:.-]|_|(?<!\d)\.|(?<!\w)-", re.ASCII)
 _MATH = re.compile(r"[$\\]")
 
 
-def _emphasis(line: str) -> str:
+def emphasis(line: str) -> str:
     """A line of ours in italics, in which nothing is markup: a model's or a cell's name may be anything.
 
-    What could be part of any is spelled as an entity, which no renderer takes for markup: neither markdown nor HTML, nor
-    formulas, nor addresses that GitHub's markdown would link by themselves (of which some begin with `www.`).
+    What could be part of any is spelled as an entity, which no renderer takes for markup: neither markdown nor HTML,
+    nor formulas, nor addresses that GitHub's markdown would link by themselves (of which some begin with `www.`).
     """
     line = " ".join(safe_text(line).split())
     return f"*{_MARKUP.sub(lambda found: found[0] if found[0] > '~' else f'&#{ord(found[0])};', line)}*"
@@ -171,15 +186,17 @@ def _no_math(line: str) -> str:
 # -- formats
 
 
-def _formatted(stream: ResponseStream, form: str) -> str:
-    """The answer as markdown that is safe."""
+def formatted(answer: Response, form: str) -> str:
+    """The answer as markdown that is safe; what is no markdown, in a fence."""
     if form == "code":
-        blocks = stream.response().code_blocks
+        blocks = answer.code_blocks
         language = blocks[0].language if blocks else ""
-        return _fenced("\n\n".join(block.code.rstrip("\n") for block in blocks) or stream.text.strip("\n"), language)
+        return _fenced("\n\n".join(block.code.rstrip("\n") for block in blocks) or answer.strip("\n"), language)
     if form == "json":
-        return _fenced(*_pretty(stream))
-    return safe_markdown(_math(stream) if form == "math" else stream.text)
+        return _fenced(*_pretty(answer))
+    if form in ("text", "html"):
+        return _fenced(answer.strip("\n"), form)
+    return safe_markdown(_math(answer) if form == "math" else str(answer))
 
 
 def _content(stream: ResponseStream, language: str) -> str:
@@ -193,12 +210,12 @@ def _fenced(code: str, language: str = "") -> str:
     return safe_markdown(f"{fence}{language}\n{code}\n{fence}")
 
 
-def _pretty(stream: ResponseStream) -> tuple[str, str]:
+def _pretty(answer: Response) -> tuple[str, str]:
     """The JSON, indented, and its language; the text as it is, where it is none."""
     try:
-        return json.dumps(stream.response().json(), indent=2, ensure_ascii=False, allow_nan=False), "json"
+        return json.dumps(answer.json(), indent=2, ensure_ascii=False, allow_nan=False), "json"
     except (NbllmError, ValueError, RecursionError):
-        return stream.text.strip("\n"), ""
+        return answer.strip("\n"), ""
 
 
 _DELIMITED = re.compile(r"\$|\\[(\[]|\\begin\{(?:equation|align|gather|multline|eqnarray|flalign|alignat)\*?\}")
@@ -206,10 +223,10 @@ _TEX = re.compile(r"\\[A-Za-z]+|[\^_=]")
 _WORDS = re.compile(r"[A-Za-z]{3,} +[A-Za-z]{2,} +[A-Za-z]{2,}")
 
 
-def _math(stream: ResponseStream) -> str:
+def _math(answer: Response) -> str:
     """The answer with dollars around, where it is a bare formula."""
-    text = stream.text.strip()
-    blocks = stream.response().code_blocks
+    text = answer.strip()
+    blocks = answer.code_blocks
     if len(blocks) == 1 and blocks[0].language.lower() in ("tex", "latex", "math") and text.startswith(("```", "~~~")):
         text = blocks[0].code.strip()
     prose = re.sub(r"\\text\w*\{[^}]*\}", "", text)

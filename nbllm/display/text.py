@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any, Final
 
-from nbllm.display.note import Note
+from nbllm.display.note import NOTHING, Note
 from nbllm.display.safe import safe_text
 from nbllm.display.static import live_form, usage_line
 from nbllm.response import ResponseStream
@@ -20,7 +20,7 @@ THINKING: Final = "thinking…"
 class OutputView:
     """One output, redrawn as a whole: for nbclient, papermill and front ends without widgets."""
 
-    def __init__(self, note: Note = Note()) -> None:
+    def __init__(self, note: Note = NOTHING) -> None:
         from IPython.display import display
 
         self.interval = 0.1
@@ -43,7 +43,7 @@ class OutputView:
 
 
 _OPEN = re.compile(r"(?:\r|\x1b(?:\[[0-?]{0,64}[ -/]{0,8})?|\x9b[0-?]{0,64}[ -/]{0,8}|[\ud800-\udfff]|\ufffd)\Z")
-"""The end of a text that the next piece may make something else of: half an escape sequence, line break or character."""
+"""The end of a text of which the next piece may make something else: half an escape, a line break or a character."""
 
 
 class TerminalView:

@@ -108,9 +108,8 @@ class LabPage:
                         }
                         document.querySelectorAll('.jp-Dialog .jp-mod-reject').forEach(b => b.click());
                         if (document.body.dataset.jpThemeName !== 'JupyterLab Light')
-                            await jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab
-                            Light'});
-                    }"""
+                            await jupyterapp.commands.execute('apputils:change-theme', {theme: THEME});
+                    }""".replace("THEME", repr(THEMES["light"]))
                 )
         except PlaywrightError:
             self.discard()

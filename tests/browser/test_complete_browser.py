@@ -49,10 +49,10 @@ def take(nb: Notebook, typed: str, wanted: str, seconds: float = 20) -> str:
 
 
 def test_what_is_taken_replaces_the_word(nb: Notebook) -> None:
-    """Names with colons and hyphens, options, and variables between braces that JupyterLab closed by itself."""
+    """Names with colons and hyphens, options, and variables in a prompt's braces."""
     assert take(nb, "%%llm openai:o", "openai:o9-pro") == "%%llm openai:o9-pro"
     assert take(nb, "%llm use huggingface-h", "huggingface-hosted:openai/gpt-oss-20b") == (
         "%llm use huggingface-hosted:openai/gpt-oss-20b"
     )
     assert take(nb, "%%llm openai:m --no-h", "--no-history") == "%%llm openai:m --no-history"
-    assert take(nb, "%%llm\nSay {alp", "alphabet") == "%%llm\nSay {alphabet}"
+    assert take(nb, "%%llm\nSay {alp", "alphabet") == "%%llm\nSay {alphabet"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nbllm.display.answer import SETTLING
+
 if TYPE_CHECKING:
     from tests.kernel.harness import Kernel, Output, Result
     from tests.wire import Wire
@@ -83,7 +85,7 @@ def test_answers_stand_in_the_order_asked_whichever_ends_first(shell: Kernel, se
     assert [row.split(" | ")[:2] for row in rows] == [["| openai:slow", "done"], ["| openai:quick", "done"]]
     assert re.search(r"\d\.\d\d\u00a0s \|", rows[0])
     assert "1\u00a0→\u00a02" in rows[0]
-    assert output.data["text/markdown"].endswith("*Filled in: `{name}`.*")
+    assert output.data["text/markdown"].endswith("*Filled in: &#123;name&#125;*")
     provenance = output.metadata["nbllm"]["compare"]
     assert [(call["model"], call["state"]) for call in provenance] == [("slow", "complete"), ("quick", "complete")]
     assert shell.value("list(both.items())") == [["openai:slow", "**slow** answer"], ["openai:quick", "quick answer"]]
@@ -97,7 +99,7 @@ def test_one_that_fails_or_is_cut_leaves_the_others_alone(shell: Kernel, cell_id
     assert columns(output) == ["openai:ok", "openai:e500", "openai:cut", "openai:ok &#35;2"]
     plain = output.data["text/plain"]
     assert "ServerError: OpenAI (500)" in plain
-    assert re.search(r"── openai:cut ──\n\ntok0 tok1 tok2 tok3 tok4 \n\n\*IncompleteStreamError: .*\*\n\n→ ", plain)
+    assert re.search(r"── openai:cut ──\n\ntok0 tok1 tok2 tok3 tok4 \n\nIncompleteStreamError: .*\n\n→ ", plain)
     assert shell.value("[(name, answer.state, str(answer)) for name, answer in three.items()]") == [
         ["openai:ok", "complete", "".join(f"tok{i} " for i in range(10))],
         ["openai:e500", "failed", ""],
@@ -134,7 +136,6 @@ def test_an_interrupt_stops_all_and_keeps_what_had_arrived(shell: Kernel, server
     output = the_output(result)
     assert output.data["text/plain"].count("tok0 tok1 tok2") == output.data["text/plain"].count("Stopped here.") == 3
     assert [call["state"] for call in output.metadata["nbllm"]["compare"]] == ["interrupted"] * 3
-    server.wait_connections(0)
     assert shell.value("1 + 1") == 2
 
 
@@ -143,7 +144,7 @@ def test_with_widgets_one_message_carries_what_is_new_in_all_columns(shell: Kern
     texts = {"a": "naïve 日本語 👩‍🔬 " * 40, "b": "plain words " * 40}
     scripts = [server.script(name, text=text, pace=0.003, gates=[100]) for name, text in texts.items()]
     running = shell.start("side_by_side('a', 'b')", cell_id="cell-3")
-    comm = shell.wait_comm(lambda comm: comm.state.get("names") == ["openai:a", "openai:b"] and not comm.closed)
+    comm = shell.wait_comm(lambda comm: comm.state.get("names") == ["openai:a", "openai:b"] and not comm.state["final"])
     shell.wait_comm(lambda _: comm.custom)
     sent = shell.comm_send(comm.id, {"ask": "resync", "part": "1", "at": 3}, subshell=shell.has_subshells)
     shell.wait_handled(sent)
@@ -166,7 +167,7 @@ def test_stop_of_one_column_leaves_the_others(shell: Kernel, server: Wire) -> No
     for name in ("a", "b", "c"):
         server.script(name, tokens=1000, pace=0.01)
     running = shell.start("kept = side_by_side('a', 'b', 'c')", cell_id="cell-4")
-    comm = shell.wait_comm(lambda comm: len(comm.state.get("names", ())) == 3 and not comm.closed)
+    comm = shell.wait_comm(lambda comm: len(comm.state.get("names", ())) == 3 and not comm.state.get("final"))
     shell.wait_comm(lambda _: len({delta["part"] for content in comm.custom for delta in content["parts"]}) == 3)
     shell.comm_send(comm.id, {"ask": "stop", "part": "1"}, subshell=shell.has_subshells)
     server.wait_closed(1)
@@ -239,7 +240,9 @@ def test_hostile_texts_and_names_are_harmless_before_they_leave_the_kernel(shell
         data = message.content.get("data", {})
         markdown = data.get("text/markdown", "")
         outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", markdown, flags=re.MULTILINE | re.DOTALL)
-        assert not re.search(r"<(?!/?div|span>&#36;</span>|/span>|code>|/code>)[a-zA-Z!/]|!\[|\]\(", outside)
+        assert not re.search(
+            r"<(?!/?div|span>&#36;</span>|/span>|code>|/code>)[a-zA-Z!/]|!\[|\]\((?!http:)", outside
+        )  # an image is a link
         assert outside.count("<div") == outside.count("</div>")
         assert "$" not in outside
         assert "\x1b" not in str(data)
@@ -247,9 +250,9 @@ def test_hostile_texts_and_names_are_harmless_before_they_leave_the_kernel(shell
 
 def test_views_do_not_pile_up(shell: Kernel) -> None:
     """Where no front end asks for finished views to be closed, the oldest are; their streams are let go."""
-    for _ in range(8):
+    for _ in range(SETTLING + 3):
         shell.run("side_by_side('ok-2', 'ok-2')", cell_id="cell-9").check()
-    assert len([comm for comm in shell.comms.values() if "names" in comm.state and not comm.closed]) <= 4
+    assert len([comm for comm in shell.comms.values() if "names" in comm.state and not comm.closed]) <= SETTLING
     shell.run("import gc; from nbllm import ResponseStream; gc.collect()")
     assert shell.value("sum(type(o) is ResponseStream for o in gc.get_objects())") == 0
 
