@@ -21,6 +21,7 @@ LEVELS = (
     {"_loop"},
     {
         "config",
+        "settings",
         "keys",
         "key_file",
         "response",
@@ -149,7 +150,7 @@ def test_all_is_what_is_there() -> None:
         assert name in dir(nbllm)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = nbllm.nonsense
-    for name in ("errors", "types", "response", "config", "manager", "session"):
+    for name in ("errors", "types", "response", "config", "settings", "manager", "session"):
         module = importlib.import_module(f"nbllm.{name}")
         assert list(module.__all__) == sorted(module.__all__), name
         assert all(hasattr(module, public) for public in module.__all__)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nbllm.config import PROJECT_MAY_SET, TYPES, ConfigManager
+from nbllm.config import ConfigManager
 from nbllm.magics.arguments import cell_parser, parse
 from nbllm.magics.commands import COMMANDS
 from nbllm.providers import registry
+from nbllm.settings import PROJECT_MAY_SET, TYPES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -20,8 +20,8 @@ def _by_now(_: Any, widget: CompareWidget) -> float:
 class CompareWidget(LiveWidget):
     """Several answers: the parts are their numbers, from "0".
 
-    Messages to the view: `{parts: [{part, at, next, delta}, …]}`, all that is new in one. How each goes is in `rows`;
-    seconds are counted on by the view, from the `clock` that a page finds when it is loaded.
+    Messages to the view: `{parts: {part: [at, delta], …}}`, all that is new in one. How each goes is in `rows`; seconds
+    are counted on by the view, from the `clock` that a page finds when it is loaded.
     """
 
     _esm = script("compare.js")
@@ -45,12 +45,12 @@ class CompareWidget(LiveWidget):
 
     def push_all(self, texts: Sequence[str]) -> None:
         """Send what is new in any of them, in one message."""
-        deltas = []
+        deltas = {}
         for number, text in enumerate(texts):
             part, whole = str(number), text.removesuffix("\ufffd")  # perhaps half a character
             at = len(self.parts.get(part, ""))
             if len(whole) > at:
                 self.parts[part] = whole
-                deltas.append({"part": part, "at": at, "next": len(whole), "delta": whole[at:]})
+                deltas[part] = [at, whole[at:]]
         if deltas:
             self.send({"parts": deltas})

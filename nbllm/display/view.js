@@ -24,7 +24,11 @@ function receive(model) {
   };
   model.on("msg:custom", (message) => {
     if (message.static) replaceView(model, message.static);
-    else (message.parts ?? [message]).forEach(take);
+    else if (message.parts) {
+      for (const [name, [at, delta]] of Object.entries(message.parts)) {
+        take({ part: name, at, next: at + [...delta].length, delta });
+      }
+    } else take(message);
   });
   model.on("change:snapshot", () => { adopt(); changed(); });
   model.on("change:final", () => { changed(); settle(model); });

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nbllm.config import OF_AN_ENDPOINT, TYPES, ConfigManager
+from nbllm.config import ConfigManager
 from nbllm.display.safe import safe_text
 from nbllm.display.table import Table
 from nbllm.errors import ConfigError, UsageError
 from nbllm.providers import ProviderSpec
 from nbllm.session import get_session
+from nbllm.settings import OF_AN_ENDPOINT, TYPES
 
 __all__ = ["alias", "config", "dealias"]
 

@@ -30,9 +30,9 @@ from functools import cache
 from typing import Any, Final
 
 from nbllm import errors
-from nbllm.config import DEFAULTS
 from nbllm.providers import anthropic_messages as protocol
 from nbllm.providers.hosted import Decoder, HostedProvider
+from nbllm.settings import DEFAULTS
 from nbllm.types import Completion, ModelInfo, Request
 
 __all__ = ["AnthropicProvider"]

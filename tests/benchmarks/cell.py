@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,9 @@ WRITES = 250
 
 SECTION = """## Part {n}: about the *median*
 
-The **median** is the middle of sorted values, in part {n} as in all the others. It is robust: one outlier, however far away
-it lies, does not move it, which is why it is preferred to the mean wherever measurements may be wrong now and then.
+The **median** is the middle of sorted values, in part {n} as in all the others. It is robust: one outlier, however far
+away it lies, does not move it, which is why it is preferred to the mean
+wherever measurements may be wrong now and then.
 
 1. sort the values, in whatever order they came
 2. take the one in the middle, or `(a + b) / 2` of the two
@@ -87,8 +89,9 @@ end => {
     watch.observer.observe({type: 'longtask'});
     const cell = jupyterapp.shell.currentWidget.content.widgets.at(-1).node;
     // The last blocks of the output: a footer may stand behind the last word.
-    const whole = () => !cell.querySelector('.nbllm-answer') && [...cell.querySelectorAll('.jp-OutputArea-output p, pre')]
-        .slice(-2).some(block => block.textContent.slice(-200).includes(end));
+    const blocks = () => [...cell.querySelectorAll('.jp-OutputArea-output p, .jp-OutputArea-output pre')];
+    const whole = () => !cell.querySelector('.nbllm-answer') && blocks().slice(-2)
+        .some(block => block.textContent.slice(-200).includes(end));
     const look = () => {
         if (whole()) watch.done = performance.timeOrigin + performance.now();
         else requestAnimationFrame(look);
@@ -100,7 +103,17 @@ end => {
 
 @dataclass(frozen=True)
 class Drawn:
-    """One answer drawn. Times in ms: CPU of the kernel per token, last byte to last word in the page, longest block."""
+    """One answer drawn.
+
+    Attributes:
+        cpu: Of the kernel per token, in ms.
+        carried: How often the page got the text: the bytes of text in all messages, by those of the answer.
+        sent: All bytes that came over the WebSocket, by those of the answer: with the view's code, and with Jupyter's
+            envelopes, of about a kilobyte a message.
+        lag: From the server's last byte to the last word in the finished output, in ms.
+        blocked: The longest task of the page's main thread, in ms; 0 where none took 50.
+        rate: Tokens a second that came.
+    """
 
     cpu: float
     carried: float
@@ -110,24 +123,30 @@ class Drawn:
     rate: float
 
 
+PLAN = (
+    (50, 250, 1, ("view", "each", "100ms", "print")),
+    (200, 1000, 1, ("view", "each", "100ms", "print")),
+    (1000, 2000, 3, ("view", "100ms", "print")),
+    (1000, 8000, 3, ("view", "100ms", "print")),
+)
+"""Tokens a second, tokens, rounds, contenders. A redraw for each token of a long answer would take minutes."""
+
+
 def figures() -> Iterator[Figure]:
     """All figures of the group."""
+    from tests.benchmarks import columns
+
     with wire() as url, _page() as page:
         cell = Cell(url, page)
         cell.drawn("view", prose(200), 200)  # imports, fonts, the first renderer
-        yield from _against(cell, rate=50, tokens=250, rounds=1, ways=("view", "each", "100ms", "print"))
-        yield from _against(cell, rate=200, tokens=1000, rounds=1, ways=("view", "each", "100ms", "print"))
-        yield from _against(cell, rate=1000, tokens=2000, rounds=3, ways=("view", "100ms", "print"))
-        yield from _against(cell, rate=1000, tokens=8000, rounds=3, ways=("view", "100ms", "print"))
+        for rate, tokens, rounds, ways in PLAN:
+            yield from _against(cell, rate, tokens, rounds, ways)
         for name, text in (("code", code(8000)), ("list", items(8000)), ("paragraph", paragraph(8000))):
             runs = [cell.drawn("view", text, 1000) for _ in range(3)]
             of = f"8,000 tokens of one {name} at 1,000/s"
-            yield Figure(
-                f"{of}: longest block", median(run.blocked for run in runs), "ms", detail=_all(runs, "blocked")
-            )
-            yield Figure(
-                f"{of}: last token to final DOM", median(run.lag for run in runs), "ms", detail=_all(runs, "lag")
-            )
+            yield Figure(f"{of}: longest block", _median(runs, "blocked"), "ms", detail=_all(runs, "blocked"))
+            yield Figure(f"{of}: last token to final DOM", _median(runs, "lag"), "ms", detail=_all(runs, "lag"))
+        yield from columns.figures(url, page)
 
 
 def _against(cell: Cell, rate: int, tokens: int, rounds: int, ways: tuple[str, ...]) -> Iterator[Figure]:
@@ -136,28 +155,21 @@ def _against(cell: Cell, rate: int, tokens: int, rounds: int, ways: tuple[str, .
     for _ in range(rounds):
         for way in ways:
             runs[way].append(cell.drawn(way, text, rate))
-    of = f"{tokens:,} tokens at {rate:,}/s"
-    ours = runs["view"]
-
-    def others(name: str) -> str:
-        return ", ".join(f"{way} {median(getattr(run, name) for run in found):.2f}" for way, found in runs.items())
-
     fast = rate >= 1000
-    yield Figure(f"{of}: CPU of the kernel per token", median(run.cpu for run in ours), "ms", detail=others("cpu"))
-    yield Figure(
-        f"{of}: carried to the page", median(run.carried for run in ours), "x the text", 4, detail=others("carried")
-    )
-    yield Figure(
-        f"{of}: with Jupyter's envelopes", median(run.sent for run in ours), "x the text", detail=others("sent")
-    )
-    bar = 150 if fast else None
-    yield Figure(f"{of}: last token to final DOM", median(run.lag for run in ours), "ms", bar, detail=others("lag"))
-    bar = 100 if fast else None
-    yield Figure(f"{of}: longest block", median(run.blocked for run in ours), "ms", bar, detail=others("blocked"))
-    if fast:
-        yield Figure(
-            f"{of}: tokens a second that came", median(run.rate for run in ours), "/s", detail=_all(ours, "rate")
-        )
+    for what, name, unit, bar in (
+        ("CPU of the kernel per token", "cpu", "ms", None),
+        ("text carried to the page", "carried", "x the text", 4),
+        ("all that was sent", "sent", "x the text", None),
+        ("last token to final DOM", "lag", "ms", 150 if fast else None),
+        ("longest block", "blocked", "ms", 100 if fast else None),
+        ("tokens a second that came", "rate", "/s", None),
+    ):
+        others = ", ".join(f"{way} {_median(found, name):.2f}" for way, found in runs.items())
+        yield Figure(f"{tokens:,} tokens at {rate:,}/s: {what}", _median(runs["view"], name), unit, bar, detail=others)
+
+
+def _median(runs: list[Drawn], name: str) -> float:
+    return median(getattr(run, name) for run in runs)
 
 
 def _all(runs: list[Drawn], name: str) -> str:
@@ -178,7 +190,7 @@ class Cell:
     def _count(self, frame: str | bytes) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
         self._frames += len(data)
-        self._content += _content_of(data)
+        self._content += _text_in(data)
 
     def drawn(self, way: str, text: str, rate: int) -> Drawn:
         """Draw one answer and measure."""
@@ -215,7 +227,7 @@ class Cell:
         cpu = float(notebook.evaluate("print(time.process_time())")) - cpu
         (request,) = [request for request in requests_of(self._url) if request["model"] == model]
         took = request["ended"] - request["started"]
-        lag = found[0] - 1000 * (request["ended"] + _epoch())
+        lag = found[0] - 1000 * (request["ended"] + epoch())
         return Drawn(1000 * cpu / tokens, carried / size, sent / size, lag, found[1], tokens / took)
 
     def _post(self, path: str, **body: Any) -> None:
@@ -224,21 +236,33 @@ class Cell:
             answer.read()
 
 
-def _epoch() -> float:
+def epoch() -> float:
     """What turns `time.monotonic()`, the server's clock, into the page's, which counts from 1970."""
-    import time
-
     return time.time() - time.monotonic()
 
 
-def _content_of(frame: bytes) -> int:
-    """The bytes of a message's content and buffers within a frame of the protocol v1.kernel.websocket.jupyter.org."""
-    count = int.from_bytes(frame[:8], "little")
-    if not 6 <= count <= 64:
-        return len(frame)  # another protocol: all of it counts
-    offsets = [int.from_bytes(frame[8 * i : 8 * i + 8], "little") for i in range(1, count + 1)]
-    # channel, header, parent header, metadata, content, buffers, and where the last of them ends
-    return offsets[-1] - offsets[4]
+def _text_in(frame: bytes) -> int:
+    """The bytes of text for the page in a message of the protocol v1.kernel.websocket.jupyter.org."""
+    # Where channel, header, parent header, metadata and content begin, and where the last ends.
+    at = [int.from_bytes(frame[8 * i : 8 * i + 8], "little") for i in range(1, 7)]
+    content = json.loads(frame[at[4] : at[5]])
+    data = content.get("data") or {}
+    texts: list[Any] = [content.get("text")]  # of a stream
+    if "comm_id" in content:
+        told = data.get("content", {})
+        texts = [part.get("delta") for part in told.get("parts", [told])]
+        texts += _strings(data.get("state", {}).get("snapshot"))
+    elif "data" in content:  # a display or its update
+        texts = list(data.values())
+    return sum(len(text.encode()) for text in texts if isinstance(text, str))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
 
 
 @contextlib.contextmanager
@@ -248,17 +272,20 @@ def _page() -> Iterator[LabPage]:
     from tests.browser.harness import CHROMIUM_FLAGS, LabPage, find_chromium
     from tests.browser.lab import Lab
 
-    with tempfile.TemporaryDirectory(prefix="nbllm-lab-") as folder, sync_playwright() as playwright:
-        # As a user's kernel is: see measure.environment.
-        with Lab(Path(folder), env={GUARD_LOG: "", "PYTHONDONTWRITEBYTECODE": ""}) as lab:
-            path = find_chromium(playwright.chromium.executable_path)
-            browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-            host = LabPage(browser, lab)
-            try:
-                yield host
-            finally:
-                host.discard()
-                browser.close()
+    env = {GUARD_LOG: "", "PYTHONDONTWRITEBYTECODE": ""}  # as a user's kernel is: see measure.environment
+    with (
+        tempfile.TemporaryDirectory(prefix="nbllm-lab-") as folder,
+        sync_playwright() as playwright,
+        Lab(Path(folder), env=env) as lab,
+    ):
+        path = find_chromium(playwright.chromium.executable_path)
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        host = LabPage(browser, lab)
+        try:
+            yield host
+        finally:
+            host.discard()
+            browser.close()
 
 
 # -- answers of about so many tokens, of which a word is one

@@ -127,7 +127,14 @@ def test_hostile_texts_and_names_do_nothing_while_they_stream_nor_afterwards(
         f"![leak]({wire.url}/leak?secret) <script>window.__pwned=1</script> seen\n\n```\n</div><img src=x>\n"
     )
     scripts = [wire.script(name, text=f"{attack}\n\nlast words", gates=[9]) for name in names]
-    nb = notebook("%load_ext nbllm", f"%%llm 'openai:{names[0]}' 'openai:{names[1]}'\nHi", env=openai)
+    # The magic takes no such names; they may come from a configuration all the same.
+    start = "named(get_manager().start('Hi', 'openai:' + name) for name in names)"
+    nb = notebook(
+        "%load_ext nbllm\nfrom nbllm.display.compare import compare, named\nfrom nbllm.display.note import Note\n"
+        f"from nbllm.session import get_manager\nnames = {names!r}",
+        f"both = compare(get_ipython(), {start}, Note())",
+        env=openai,
+    )
     nb.run(0)
     with watched(nb) as watch:
         nb.run(1, wait=False)
@@ -190,10 +197,9 @@ def test_four_columns_at_full_speed_end_with_the_right_texts(
     print("long tasks", nb.page.evaluate("() => window.blocks"))
     nb.screenshot("compare-four")
     nb.reload(idle=False)
-    for column in range(4):
-        live.locator(".nbllm-column").nth(column).get_by_text("word598").wait_for()
     for script in scripts:
         script.release()
+    nb.output(1).get_by_text("word799").nth(3).wait_for()
     live.wait_for(state="detached")
     (output,) = nb.saved().cells[1].outputs
     assert set(output.data) == {"text/markdown", "text/plain"}
