@@ -3,8 +3,8 @@
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -20,37 +20,14 @@ from nbllm.types import (
     ToolCallDelta,
     UsageUpdate,
 )
+from tests.providers.asking import ANTHROPIC, Fault, faults
 from tests.wire import ToolCall as Scripted
-from tests.wire import Usage, Wire, scenario
+from tests.wire import Usage, Wire
 
-T = TypeVar("T")
-
-KEY = "sk-ant-test-0123456789"
+KEY = ANTHROPIC.key
+with_manager, ask = ANTHROPIC.with_manager, ANTHROPIC.ask
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-
-
-def with_manager(wire: Wire, use: Callable[[ProviderManager], Awaitable[T]], **anthropic: Any) -> T:
-    """Run `use` with a manager whose Anthropic is the wire server; afterwards it holds no connection any more."""
-    settings = {"base_url": wire.base("anthropic"), "api_key": KEY, **anthropic}
-    config = ConfigManager(runtime={"provider": "anthropic", "providers": {"anthropic": settings}, "cache": "off"})
-
-    async def main() -> T:
-        async with await ProviderManager.create(config) as manager:
-            return await use(manager)
-
-    result = asyncio.run(main())
-    wire.wait_connections(0)
-    return result
-
-
-def ask(wire: Wire, model: str, messages: Any = "Hello there", **options: Any) -> Any:
-    """The whole answer, streamed."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await (await manager.generate_response(messages, model, **options))
-
-    return with_manager(wire, use)
 
 
 def sent(wire: Wire, messages: Any = "Hi", **options: Any) -> dict[str, Any]:
@@ -67,23 +44,6 @@ def stream_of(*events: Mapping[str, Any]) -> bytes:
 
 def delta(index: int, kind: str, **content: Any) -> dict[str, Any]:
     return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **content}}
-
-
-def test_an_answer_streams_piece_by_piece(wire: Wire) -> None:
-    """Each delta arrives while the server still holds the next one back."""
-    script = wire.script("gated", deltas=["a", "b", "c"], gates="every")
-
-    async def use(manager: ProviderManager) -> list[str]:
-        pieces = []
-        script.release()
-        stream = await manager.generate_response("Hi", "gated")
-        async for piece in stream:
-            pieces.append(piece)
-            script.release()
-        assert (stream.state, stream.finish_reason, stream.text) == ("complete", "stop", "abc")
-        return pieces
-
-    assert with_manager(wire, use) == ["a", "b", "c"]
 
 
 def test_what_is_sent_is_what_was_asked(wire: Wire) -> None:
@@ -234,30 +194,16 @@ def test_prompt_caching_marks_the_system_prompt_and_the_end(wire: Wire) -> None:
         ask(wire, "ok", prompt_cache="2h")
 
 
-def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
-    """Streamed or whole: text, usage, reason, reasoning and tool calls agree."""
+def test_both_forms_of_a_call_tell_several_tools_and_a_pause(wire: Wire) -> None:
+    """Streamed or whole: calls of several tools, a turn that pauses, and usage that is not told agree."""
     calls = [Scripted("get_weather", '{"city": "Paris"}', "c1", pieces=5), Scripted("now", "{}", "c2")]
     wire.script("calls", tokens=2, tool_calls=calls, finish="tool_calls")
     wire.script("paused", finish="pause_turn")
-    models = ("ok", "calls", "length", "reasoning", "paused", "nousage")
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        answers = []
-        for model in models:
-            streamed = await (await manager.generate_response("Hi", model))
-            whole = await manager.generate_response("Hi", model, stream=False)
-            for name in ("usage", "finish_reason", "tool_calls", "reasoning"):
-                assert getattr(streamed, name) == getattr(whole, name), (model, name)
-            assert streamed == whole
-            assert whole.raw["type"] == "message"
-            answers.append(whole)
-        return answers
-
-    ok, tools, length, thought, paused, silent = with_manager(wire, use)
-    assert (ok.usage.input_tokens, ok.usage.output_tokens) == (1, 10)
+    answers = ANTHROPIC.both_forms(wire, "calls", "paused", "nousage")
+    assert all(answer.raw["type"] == "message" for answer in answers)
+    tools, paused, silent = answers
     assert tools.tool_calls == (ToolCall("c1", "get_weather", '{"city": "Paris"}'), ToolCall("c2", "now", "{}"))
-    assert (tools.finish_reason, length.finish_reason, paused.finish_reason) == ("tool_calls", "length", "other")
-    assert thought.reasoning == "Let me think. "
+    assert (tools.finish_reason, paused.finish_reason) == ("tool_calls", "other")
     assert silent.usage.output_tokens is None
 
 
@@ -325,73 +271,25 @@ def test_what_the_providers_own_tools_do_and_a_refusals_reasons_are_events(wire:
     assert (stream.text, stream.tool_calls, stream.finish_reason) == ("It rains.", (), "content_filter")
 
 
-@pytest.mark.parametrize("model", ["markdown", "split", "crlf", "burst-300", "nofinish", "nousage"])
-def test_every_way_of_writing_a_stream_gives_the_same_text(wire: Wire, model: str) -> None:
-    """Cut within characters, CRLF and comments, one single write, no reason: the answer is whole."""
-    script = scenario(model)
-    assert script is not None
-    answer = ask(wire, model)
-    assert answer == "".join(script.answer({}))
-    assert answer.state == "complete"
-
-
-FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]] = [
-    ("401", {"status": 401}, errors.AuthenticationError, {"status": 401, "retryable": False}),
-    ("403", {"status": 403}, errors.PermissionDeniedError, {"status": 403}),
-    ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
+FAULTS: list[Fault] = [
     ("413", {"status": 413}, errors.InvalidRequestError, {"status": 413}),
-    ("429", {"status": 429, "retry_after": 7}, errors.RateLimitError, {"retry_after": 7.0, "retryable": True}),
-    ("429 bare", {"status": 429}, errors.RateLimitError, {"retry_after": None}),
-    ("limit", {"reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 429, "retryable": False}),
     ("credit", {"reason": "insufficient_quota", "status": 400}, errors.QuotaExceededError, {"status": 400}),
     ("billing", {"status": 402}, errors.QuotaExceededError, {"status": 402}),
     ("400", {"reason": "invalid_request"}, errors.InvalidRequestError, {"status": 400, "param": "messages"}),
-    ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"status": 400}),
     ("filter", {"reason": "content_policy"}, errors.ContentFilterError, {"status": 400}),
-    ("500", {"status": 500}, errors.ServerError, {"status": 500, "retryable": True}),
-    ("503", {"status": 503}, errors.OverloadedError, {"status": 503, "retryable": True}),
     ("529", {"status": 529}, errors.OverloadedError, {"status": 529, "retryable": True}),
-    ("cut", {"fault": "cut"}, errors.IncompleteStreamError, {"text": "tok0 tok1 tok2 tok3 tok4 "}),
-    ("drop", {"fault": "drop"}, errors.ConnectionError, {"phase": "stream"}),
-    ("reset", {"fault": "reset"}, errors.ConnectionError, {"phase": "stream"}),
-    ("malformed", {"fault": "malformed"}, errors.ResponseFormatError, {}),
     ("error event", {"fault": "error_event"}, errors.ServerError, {"status": 500, "retryable": True}),
-    ("not SSE", {"fault": "not_sse"}, errors.ResponseFormatError, {}),
-    ("empty", {"fault": "empty"}, errors.ResponseFormatError, {}),
-    ("closed", {"fault": "close"}, errors.ConnectionError, {"phase": "open"}),
-    ("stall", {"fault": "stall"}, errors.TimeoutError, {"phase": "stream"}),
-    ("hang", {"fault": "hang"}, errors.TimeoutError, {"phase": "open"}),
 ]
 
 
-@pytest.mark.parametrize(("script", "kind", "fields"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-def test_every_fault_is_the_right_error_and_keeps_the_text(
-    wire: Wire, script: dict[str, Any], kind: type[errors.NbllmError], fields: dict[str, Any]
+@faults(*FAULTS)
+def test_what_this_api_alone_does_wrong_is_the_right_error_too(
+    wire: Wire, script: dict[str, Any], kind: type[errors.ProviderError], fields: dict[str, Any]
 ) -> None:
-    """Refusals, broken streams, silence: an error of its own type, with a next action; the text so far is kept."""
-    wire.script("m", **script)
-    streams = []
-
-    async def use(manager: ProviderManager) -> None:
-        manager.config.set("max_retries", 0)
-        stream = manager.start("Hi", "m")
-        streams.append(stream)
-        await stream
-
-    with pytest.raises(kind) as caught:
-        with_manager(wire, use, timeout=0.5)
-    error = caught.value
-    assert type(error) is kind
-    assert isinstance(error, errors.ProviderError)
-    assert (error.provider, error.model) == ("anthropic", "m")
-    assert error.action
-    assert {name: getattr(error, name) for name in fields} == fields
+    """Beside the faults of every provider (`test_hosted.py`), those that this one words in its own way."""
+    error = ANTHROPIC.fault(wire, script, kind, fields)
     if error.status:
         assert error.request_id == "req_1"
-    in_stream = {"cut", "drop", "reset", "malformed", "error_event", "stall"}
-    assert streams[0].text == ("tok0 tok1 tok2 tok3 tok4 " if script.get("fault") in in_stream else "")
-    assert streams[0].state == ("incomplete" if kind is errors.IncompleteStreamError else "failed")
-    assert KEY not in repr(error) + str(error)
 
 
 def test_a_stop_reason_without_the_last_event_is_no_end(wire: Wire) -> None:
@@ -531,47 +429,6 @@ def test_at_the_environments_address_its_headers_go_along_but_no_second_credenti
     assert "token-other" not in str(headers)
 
 
-def test_leaving_the_stream_closes_the_socket(wire: Wire) -> None:
-    """`async with` closes at its end, `cancel` at once, and dropping the last reference does it too."""
-
-    async def use(manager: ProviderManager) -> None:
-        async with await manager.generate_response("Hi", "slow") as stream:
-            async for _ in stream:
-                break
-        assert stream.state == "interrupted"
-        wire.wait_closed(1)
-
-        stream = await manager.generate_response("Hi", "slow")
-        stream.cancel()
-        assert [piece async for piece in stream] == []
-        wire.wait_closed(2)
-
-        stream = await manager.generate_response("Hi", "slow")
-        assert await anext(aiter(stream))
-        del stream
-        wire.wait_closed(3)
-
-        task = asyncio.create_task(manager.start("Hi", "hang").collect())
-        await asyncio.to_thread(wire.wait_requests, 4)
-        task.cancel()
-        await asyncio.wait([task])
-        wire.wait_closed(4)
-
-    with_manager(wire, use)
-    assert all(exchange.sent < 1000 for exchange in wire.requests)
-
-
-def test_answers_share_a_connection(wire: Wire) -> None:
-    """The body is read to its end after the last event, so that the next request finds the connection open."""
-
-    async def use(manager: ProviderManager) -> None:
-        for _ in range(3):
-            assert await (await manager.generate_response("Hi", "ok"))
-
-    with_manager(wire, use)
-    assert wire.connections == 1
-
-
 def test_models_are_listed_live_page_by_page(wire: Wire) -> None:
     """Every page is fetched; the API's own word on windows and modalities is kept."""
     wire.script("one")
@@ -599,31 +456,3 @@ def test_pages_of_models_that_go_round_in_a_circle_end(wire: Wire) -> None:
 
     assert with_manager(wire, use) == ["zero"]
     assert len(wire.requests) == 2
-
-
-@pytest.mark.parametrize("body", [b"<html></html>", b'{"object": "list"}', b"5", b'{"data": [{}]}'])
-def test_a_list_of_models_that_is_none_is_named(wire: Wire, body: bytes) -> None:
-    """A base URL that leads to something else is said."""
-    wire.script("/models", body=body)
-
-    async def use(manager: ProviderManager) -> None:
-        await manager.get_available_models()
-
-    with pytest.raises(errors.ResponseFormatError, match="no list of models"):
-        with_manager(wire, use)
-
-
-def test_an_unknown_model_is_answered_with_the_closest(wire: Wire) -> None:
-    """A mistyped model name gets the names that are nearly it."""
-    wire.script("claude-large")
-    with pytest.raises(errors.ModelNotFoundError) as caught:
-        ask(wire, "claude-lrge")
-    assert caught.value.action is not None
-    assert "claude-large" in caught.value.action
-
-
-def test_a_missing_key_says_what_to_set() -> None:
-    """Anthropic itself needs a key; a server of one's own does not."""
-    config = ConfigManager(runtime={"provider": "anthropic"})
-    with pytest.raises(errors.MissingKeyError, match="ANTHROPIC_API_KEY"):
-        asyncio.run(ProviderManager.create(config))

@@ -6,11 +6,8 @@ import asyncio
 import base64
 import json
 import re
-import threading
-import time
-import traceback
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -25,56 +22,14 @@ from nbllm.types import (
     ToolCall,
     UsageUpdate,
 )
-from tests.wire import Usage, Wire, scenario
+from tests.providers.asking import GOOGLE, SSE, Fault, faults
+from tests.wire import Usage, Wire
 
-T = TypeVar("T")
-
-KEY = "AIza-test-0123456789"
-SSE = {"content-type": "text/event-stream"}
+KEY = GOOGLE.key
+with_manager, ask, ask_whole = GOOGLE.with_manager, GOOGLE.ask, GOOGLE.ask_whole
+events_of = GOOGLE.events_of
 PARAMETERS = {"type": "object", "properties": {"zone": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": PARAMETERS}}
-
-
-def with_manager(wire: Wire, use: Callable[[ProviderManager], Awaitable[T]], **google: Any) -> T:
-    """Run `use` with a manager whose Google is the wire server; afterwards it holds no connection any more."""
-    settings = {"base_url": wire.base("google"), "api_key": KEY, **google}
-    config = ConfigManager(runtime={"provider": "google", "max_retries": 0, "providers": {"google": settings}})
-
-    async def main() -> T:
-        async with await ProviderManager.create(config) as manager:
-            return await use(manager)
-
-    result = asyncio.run(main())
-    wire.wait_connections(0)
-    return result
-
-
-def ask(wire: Wire, model: str, prompt: Any = "Hello there", **options: Any) -> Any:
-    """The whole answer, streamed."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await (await manager.generate_response(prompt, model, **options))
-
-    return with_manager(wire, use)
-
-
-def ask_whole(wire: Wire, model: str, prompt: Any = "Hello there", **options: Any) -> Any:
-    """The answer by the call that does not stream."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await manager.generate_response(prompt, model, stream=False, **options)
-
-    return with_manager(wire, use)
-
-
-def events_of(wire: Wire, model: str, **options: Any) -> tuple[list[Any], Any]:
-    """The events of a stream, and the stream."""
-
-    async def use(manager: ProviderManager) -> tuple[list[Any], Any]:
-        stream = await manager.generate_response("Hi", model, **options)
-        return [event async for event in stream.events()], stream
-
-    return with_manager(wire, use)
 
 
 def response(*parts: Any, **fields: Any) -> dict[str, Any]:
@@ -94,23 +49,6 @@ def camel(value: Any) -> Any:
     if isinstance(value, dict):
         return {re.sub("_([a-z])", lambda c: c[1].upper(), name): camel(item) for name, item in value.items()}
     return value
-
-
-def test_an_answer_streams_piece_by_piece(wire: Wire) -> None:
-    """Each delta arrives while the server still holds the next one back."""
-    script = wire.script("gated", deltas=["a", "b", "c"], gates="every")
-
-    async def use(manager: ProviderManager) -> list[str]:
-        pieces = []
-        script.release()
-        stream = await manager.generate_response("Hi", "gated")
-        async for piece in stream:
-            pieces.append(piece)
-            script.release()
-        assert (stream.state, stream.finish_reason, stream.text) == ("complete", "stop", "abc")
-        return pieces
-
-    assert with_manager(wire, use) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("base", ["/google", "/google/", "/google/v1beta"])
@@ -251,30 +189,6 @@ def test_what_google_does_not_have_is_refused_before_anything_is_sent(
     assert wire.requests == []
 
 
-def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
-    """Streamed or whole: text, reasoning, usage, reason and tool calls agree."""
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        answers = []
-        for model in ("ok", "tools", "length", "reasoning"):
-            streamed = await (await manager.generate_response("Hi", model))
-            whole = await manager.generate_response("Hi", model, stream=False)
-            for name in ("usage", "finish_reason", "tool_calls", "reasoning"):
-                assert getattr(streamed, name) == getattr(whole, name)
-            assert str(streamed) == str(whole)
-            assert whole.raw["responseId"]  # which the SDK's own model of it would keep, and much else not
-            answers.append(whole)
-        return answers
-
-    ok, tools, length, reasoning = with_manager(wire, use)
-    assert (ok.usage.input_tokens, ok.usage.output_tokens) == (1, 10)
-    assert tools.tool_calls == (ToolCall("call_1", "get_weather", '{"city": "Paris"}'),)
-    assert tools.finish_reason == "tool_calls"
-    assert length.finish_reason == "length"
-    assert reasoning.reasoning == "Let me think. "
-    assert reasoning.startswith("tok0 ")
-
-
 def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
     """Thoughts and text come apart; the usage counts thoughts as output, and names cached tokens."""
     wire.script("m", reasoning=["Let me ", "think."], deltas=["Yes"], usage=Usage(9, 5, cached=4, reasoning=2))
@@ -350,75 +264,22 @@ def test_a_blocked_prompt_is_an_error_that_says_why(wire: Wire, call: Any) -> No
         call(wire, "m")
 
 
-@pytest.mark.parametrize("model", ["markdown", "split", "crlf", "burst-300", "nousage"])
-def test_every_way_of_writing_a_stream_gives_the_same_text(wire: Wire, model: str) -> None:
-    """Cut within characters, CRLF and comments, one single write: the answer is whole."""
-    script = scenario(model)
-    assert script is not None
-    answer = ask(wire, model)
-    assert answer == "".join(script.answer({}))
-    assert answer.state == "complete"
-
-
-FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]] = [
-    ("401", {"status": 401}, errors.AuthenticationError, {"status": 401, "retryable": False}),
+FAULTS: list[Fault] = [
     ("key 400", {"status": 400, "reason": "invalid_api_key"}, errors.AuthenticationError, {"status": 401}),
-    ("403", {"status": 403}, errors.PermissionDeniedError, {"status": 403}),
-    ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
-    ("429", {"status": 429, "retry_after": 7}, errors.RateLimitError, {"retry_after": 7.0, "retryable": True}),
-    ("429 bare", {"status": 429}, errors.RateLimitError, {"retry_after": None}),
-    ("quota", {"reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 429, "retryable": False}),
-    ("400", {"reason": "invalid_request"}, errors.InvalidRequestError, {"status": 400}),
     ("parameter", {"reason": "unsupported_parameter", "param": "n"}, errors.InvalidRequestError, {"param": "n"}),
-    ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"status": 400}),
-    ("500", {"status": 500}, errors.ServerError, {"status": 500, "retryable": True}),
-    ("503", {"status": 503}, errors.OverloadedError, {"status": 503, "retryable": True}),
     ("504", {"status": 504, "reason": "deadline"}, errors.ServerError, {"status": 504, "retryable": True}),
-    ("529", {"status": 529}, errors.OverloadedError, {"status": 529}),
-    ("cut", {"fault": "cut"}, errors.IncompleteStreamError, {"text": "tok0 tok1 tok2 tok3 tok4 "}),
     ("no reason", {"finish": None, "tokens": 5}, errors.IncompleteStreamError, {}),
     ("no end", {"terminal": False, "tokens": 5}, errors.IncompleteStreamError, {}),
-    ("drop", {"fault": "drop"}, errors.ConnectionError, {"phase": "stream"}),
-    ("reset", {"fault": "reset"}, errors.ConnectionError, {"phase": "stream"}),
-    ("malformed", {"fault": "malformed"}, errors.ResponseFormatError, {}),
     ("error event", {"fault": "error_event"}, errors.ServerError, {"status": 500}),
-    ("not SSE", {"fault": "not_sse"}, errors.ResponseFormatError, {}),
-    ("empty", {"fault": "empty"}, errors.ResponseFormatError, {}),
-    ("closed", {"fault": "close"}, errors.ConnectionError, {"phase": "open"}),
-    ("stall", {"fault": "stall"}, errors.TimeoutError, {"phase": "stream"}),
-    ("hang", {"fault": "hang"}, errors.TimeoutError, {"phase": "open"}),
 ]
 
 
-@pytest.mark.parametrize(("script", "kind", "fields"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-def test_every_fault_is_the_right_error_and_keeps_the_text(
-    wire: Wire, script: dict[str, Any], kind: type[errors.NbllmError], fields: dict[str, Any]
+@faults(*FAULTS)
+def test_what_this_api_alone_does_wrong_is_the_right_error_too(
+    wire: Wire, script: dict[str, Any], kind: type[errors.ProviderError], fields: dict[str, Any]
 ) -> None:
-    """Refusals, broken streams, silence: an error of its own type, with a next action; the text so far is kept."""
-    # A reset throws away what was not read yet: the server waits for the reader.
-    gated = script.get("fault") == "reset"
-    wired = wire.script("m", **script, gates=(5,) if gated else ())
-    streams = []
-
-    async def use(manager: ProviderManager) -> None:
-        stream = manager.start("Hi", "m")
-        streams.append(stream)
-        async for _ in stream:
-            if gated and stream.text.endswith("tok4 "):
-                wired.release()
-
-    with pytest.raises(kind) as caught:
-        with_manager(wire, use, timeout=0.5)
-    error = caught.value
-    assert type(error) is kind
-    assert isinstance(error, errors.ProviderError)
-    assert (error.provider, error.model) == ("google", "m")
-    assert error.action
-    assert {name: getattr(error, name) for name in fields} == fields
-    in_stream = script.get("fault") in {"cut", "drop", "reset", "malformed", "error_event", "stall"}
-    assert streams[0].text == ("tok0 tok1 tok2 tok3 tok4 " if in_stream or "tokens" in script else "")
-    assert streams[0].state == ("incomplete" if kind is errors.IncompleteStreamError else "failed")
-    assert KEY not in "".join(traceback.format_exception(error))
+    """Beside the faults of every provider (`test_hosted.py`), those that this one words in its own way."""
+    GOOGLE.fault(wire, script, kind, fields)
 
 
 def test_an_overload_within_a_stream_is_told_from_a_fault_of_the_server(wire: Wire) -> None:
@@ -486,17 +347,6 @@ def test_a_completion_that_is_none_is_named(wire: Wire, body: bytes) -> None:
         ask_whole(wire, "m")
 
 
-@pytest.mark.parametrize("model", ["said", "quoted"])
-@pytest.mark.parametrize("call", [ask, ask_whole])
-def test_a_server_that_quotes_the_key_does_not_get_it_shown(wire: Wire, model: str, call: Any) -> None:
-    """Neither the message nor the chain of causes repeats the key."""
-    wire.script("said", status=401, message=f"Bad key {KEY}")
-    wire.script("quoted", body=f"<html>{KEY}</html>".encode())
-    with pytest.raises(errors.ProviderError) as caught:
-        call(wire, model)
-    assert KEY not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
-
-
 def test_the_environment_neither_moves_the_sdk_nor_changes_its_key(
     wire: Wire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -539,25 +389,6 @@ def test_the_sdks_variable_for_the_address_counts_where_nothing_else_is_set(
     assert wire.requests[0].headers["x-goog-api-key"] == KEY
 
 
-def test_a_missing_key_says_what_to_set() -> None:
-    """Google itself needs a key."""
-    config = ConfigManager(runtime={"provider": "google"})
-    with pytest.raises(errors.MissingKeyError, match="GEMINI_API_KEY"):
-        asyncio.run(ProviderManager.create(config))
-
-
-@pytest.mark.parametrize("refused", ["temperature", "max_tokens"])
-def test_a_default_that_a_model_refuses_is_dropped_and_what_the_caller_set_is_not(wire: Wire, refused: str) -> None:
-    """The second try goes without our default; a value of the caller's own is an error that names it."""
-    wire.script("m", rejects=[refused])
-    assert ask(wire, "m")
-    assert [request.status for request in wire.requests] == [400, 200]
-    assert len(wire.requests[-1].body["generationConfig"]) == 1
-    with pytest.raises(errors.InvalidRequestError, match=refused) as caught:
-        ask(wire, "m", **{refused: 1})
-    assert caught.value.param == refused
-
-
 def test_models_are_listed_live_page_by_page(wire: Wire) -> None:
     """Every page is followed; names lack `models/`; what only embeds is left out; limits are told."""
     wire.models = [f"m{number}" for number in range(1500)]
@@ -571,68 +402,3 @@ def test_models_are_listed_live_page_by_page(wire: Wire) -> None:
     assert (last.provider, last.name) == ("google", "The model m1499")
     assert (last.context_window, last.max_output_tokens) == (1048576, 65536)
     assert last.details["version"] == "001"
-
-
-@pytest.mark.parametrize("body", [b"<html></html>", b'{"object": "list", "data": []}', b"5", b"[]"])
-def test_a_list_of_models_that_is_none_is_named(wire: Wire, body: bytes) -> None:
-    """A base URL that leads to something else is said."""
-    wire.script("/models", body=body)
-
-    async def use(manager: ProviderManager) -> None:
-        await manager.get_available_models()
-
-    with pytest.raises(errors.ResponseFormatError, match="no list of models"):
-        with_manager(wire, use)
-
-
-def test_an_unknown_model_is_answered_with_the_closest(wire: Wire) -> None:
-    """A mistyped model name gets the names that are nearly it."""
-    wire.script("gemini-large")
-    with pytest.raises(errors.ModelNotFoundError, match="Did you mean gemini-large"):
-        ask(wire, "gemini-lrge")
-
-
-def test_connections_are_kept_and_leaving_the_stream_closes_the_socket_at_once(wire: Wire) -> None:
-    """Ten answers come over one connection; `async with`, `cancel` and a cancelled task close theirs in 100 ms."""
-    threads = set(threading.enumerate())
-
-    async def use(manager: ProviderManager) -> None:
-        for _ in range(5):
-            await (await manager.generate_response("Hi", "ok"))
-            await manager.generate_response("Hi", "ok", stream=False)
-        assert wire.connections == 1
-
-        def closed(count: int, since: float) -> None:
-            assert wire.wait_closed(count)[-1].ended - since < 0.1
-
-        async with await manager.generate_response("Hi", "slow") as stream:
-            async for _ in stream:
-                break
-            left = time.monotonic()
-        assert stream.state == "interrupted"
-        closed(1, left)
-
-        stream = await manager.generate_response("Hi", "slow")
-        left = time.monotonic()
-        stream.cancel()
-        assert [piece async for piece in stream] == []
-        closed(2, left)
-
-        stream = await manager.generate_response("Hi", "slow")
-        assert await anext(aiter(stream))
-        left = time.monotonic()
-        del stream
-        closed(3, left)
-
-        for model, count in (("slow", 4), ("hang", 5)):
-            task = asyncio.create_task(manager.start("Hi", model).collect())
-            await asyncio.to_thread(wire.wait_requests, 10 + count)
-            left = time.monotonic()
-            task.cancel()
-            await asyncio.wait([task])
-            closed(count, left)
-
-    with_manager(wire, use)
-    assert all(exchange.sent < 1000 for exchange in wire.requests)
-    started = [thread for thread in set(threading.enumerate()) - threads if "nbllm" not in thread.name]
-    assert not [thread for thread in started if "asyncio" not in thread.name]

@@ -8,64 +8,20 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from nbllm import ConfigManager, ProviderManager, errors
 from nbllm.types import Attachment, Finish, Message, ToolCall
-from tests.wire import Usage, Wire, scenario
+from tests.providers.asking import GOOGLE_LEGACY, Fault, faults
+from tests.wire import Usage, Wire
 
-T = TypeVar("T")
-
-KEY = "AIza-test-0123456789"
+KEY = GOOGLE_LEGACY.key
+with_manager, ask, ask_whole = GOOGLE_LEGACY.with_manager, GOOGLE_LEGACY.ask, GOOGLE_LEGACY.ask_whole
 PARAMETERS = {"type": "object", "properties": {"zone": {"type": ["string", "null"]}}, "required": ["zone"]}
 TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": PARAMETERS}}
-
-
-def with_manager(wire: Wire, use: Callable[[ProviderManager], Awaitable[T]], **google: Any) -> T:
-    """Run `use` with a manager whose provider is the wire server; afterwards it holds no connection and no thread."""
-    settings = {"base_url": wire.base("google"), "api_key": KEY, **google}
-    runtime = {"provider": "google-legacy", "max_retries": 0, "providers": {"google-legacy": settings}}
-
-    async def main() -> T:
-        async with await ProviderManager.create(ConfigManager(runtime=runtime)) as manager:
-            return await use(manager)
-
-    result = asyncio.run(main())
-    wire.wait_connections(0)
-    assert calls() == []
-    return result
-
-
-def calls() -> list[threading.Thread]:
-    """The threads in which calls run, given a moment to end."""
-    found = [thread for thread in threading.enumerate() if thread.name == "nbllm-call"]
-    for thread in found:
-        thread.join(1)
-    return [thread for thread in found if thread.is_alive()]
-
-
-def ask(wire: Wire, model: str, prompt: Any = "Hello there", **options: Any) -> Any:
-    """The whole answer, streamed."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await (await manager.generate_response(prompt, model, **options))
-
-    return with_manager(wire, use)
-
-
-def ask_whole(wire: Wire, model: str, prompt: Any = "Hello there", **options: Any) -> Any:
-    """The answer by the call that does not stream."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await manager.generate_response(prompt, model, stream=False, **options)
-
-    return with_manager(wire, use)
 
 
 def test_an_answer_streams_piece_by_piece(wire: Wire) -> None:
@@ -153,95 +109,30 @@ def test_what_it_cannot_say_is_refused_before_anything_is_sent(
     assert wire.requests == []
 
 
-def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
-    """Streamed or whole: text, usage, reason and tool calls agree, though reasons come as numbers."""
+def test_both_forms_of_a_call_tell_usage_and_reasons(wire: Wire) -> None:
+    """Streamed or whole: usage and reason agree, though reasons come as numbers."""
     wire.script("usage", reasoning=["Hm."], deltas=["Yes"], usage=Usage(9, 5, cached=4, reasoning=2))
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        answers = []
-        for model in ("ok", "tools", "length", "usage"):
-            streamed = await (await manager.generate_response("Hi", model))
-            whole = await manager.generate_response("Hi", model, stream=False)
-            for name in ("usage", "finish_reason", "tool_calls", "reasoning"):
-                assert getattr(streamed, name) == getattr(whole, name)
-            assert str(streamed) == str(whole)
-            assert isinstance(whole.raw["candidates"][0]["finishReason"], int)
-            answers.append(whole)
-        stream = await manager.generate_response("Hi", "length")
-        assert [event async for event in stream.events()][-1] == Finish("length", "MAX_TOKENS")
-        return answers
-
-    ok, tools, length, usage = with_manager(wire, use)
-    assert (ok.usage.input_tokens, ok.usage.output_tokens) == (1, 10)
-    assert tools.tool_calls == (ToolCall("call_1", "get_weather", '{"city": "Paris"}'),)
-    assert (tools.finish_reason, length.finish_reason) == ("tool_calls", "length")
+    (usage,) = GOOGLE_LEGACY.both_forms(wire, "usage")
+    assert isinstance(usage.raw["candidates"][0]["finishReason"], int)
     counts = usage.usage
     assert (counts.input_tokens, counts.output_tokens, counts.cached_tokens, counts.reasoning_tokens) == (9, 5, 4, 2)
+    assert GOOGLE_LEGACY.events_of(wire, "length")[0][-1] == Finish("length", "MAX_TOKENS")
 
 
-@pytest.mark.parametrize("model", ["markdown", "split", "burst-300", "nousage"])
-def test_every_way_of_writing_the_array_gives_the_same_text(wire: Wire, model: str) -> None:
-    """Cut within characters and elements, or one single write: the answer is whole."""
-    script = scenario(model)
-    assert script is not None
-    answer = ask(wire, model)
-    assert answer == "".join(script.answer({}))
-    assert answer.state == "complete"
-
-
-FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]] = [
-    ("401", {"status": 401}, errors.AuthenticationError, {"status": 401}),
+FAULTS: list[Fault] = [
     ("key 400", {"status": 400, "reason": "invalid_api_key"}, errors.AuthenticationError, {"status": 401}),
-    ("403", {"status": 403}, errors.PermissionDeniedError, {"status": 403}),
-    ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
-    ("429", {"status": 429, "retry_after": 7}, errors.RateLimitError, {"retry_after": 7.0, "retryable": True}),
-    ("quota", {"reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 429}),
-    ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"status": 400}),
-    ("500", {"status": 500}, errors.ServerError, {"status": 500, "retryable": True}),
-    ("503", {"status": 503}, errors.OverloadedError, {"status": 503, "retryable": True}),
-    ("cut", {"fault": "cut"}, errors.IncompleteStreamError, {"text": "tok0 tok1 tok2 tok3 tok4 "}),
     ("no reason", {"finish": None, "tokens": 5}, errors.IncompleteStreamError, {}),
-    ("drop", {"fault": "drop"}, errors.ConnectionError, {"phase": "stream"}),
-    ("reset", {"fault": "reset"}, errors.ConnectionError, {"phase": "stream"}),
-    ("malformed", {"fault": "malformed"}, errors.ResponseFormatError, {}),
     ("error element", {"fault": "error_event"}, errors.ServerError, {"status": 500}),
-    ("no array", {"fault": "not_sse"}, errors.ResponseFormatError, {}),
-    ("empty", {"fault": "empty"}, errors.ResponseFormatError, {}),
-    ("closed", {"fault": "close"}, errors.ConnectionError, {"phase": "open"}),
-    ("stall", {"fault": "stall"}, errors.TimeoutError, {"phase": "stream"}),
-    ("hang", {"fault": "hang"}, errors.TimeoutError, {"phase": "open"}),
 ]
 
 
-@pytest.mark.parametrize(("script", "kind", "fields"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-def test_every_fault_is_the_right_error_and_keeps_the_text(
-    wire: Wire, script: dict[str, Any], kind: type[errors.NbllmError], fields: dict[str, Any]
+@faults(*FAULTS)
+def test_what_this_api_alone_does_wrong_is_the_right_error_too(
+    wire: Wire, script: dict[str, Any], kind: type[errors.ProviderError], fields: dict[str, Any]
 ) -> None:
-    """Refusals, broken streams, silence: the right error after one request; the text so far is kept."""
-    gated = script.get("fault") == "reset"  # it throws away what was not read yet: the server waits for the reader
-    wired = wire.script("m", **script, gates=(5,) if gated else ())
-    streams = []
-
-    async def use(manager: ProviderManager) -> None:
-        stream = manager.start("Hi", "m")
-        streams.append(stream)
-        async for _ in stream:
-            if gated and stream.text.endswith("tok4 "):
-                wired.release()
-
-    with pytest.raises(kind) as caught:
-        with_manager(wire, use, timeout=0.5)
-    error = caught.value
-    assert type(error) is kind
-    assert isinstance(error, errors.ProviderError)
-    assert (error.provider, error.model) == ("google-legacy", "m")
-    assert error.action
-    assert {name: getattr(error, name) for name in fields} == fields
-    in_stream = script.get("fault") in {"cut", "drop", "reset", "malformed", "error_event", "stall"}
-    assert streams[0].text == ("tok0 tok1 tok2 tok3 tok4 " if in_stream or "tokens" in script else "")
+    """Beside the faults of every provider (`test_hosted.py`), those that this one words in its own way."""
+    GOOGLE_LEGACY.fault(wire, script, kind, fields)
     assert len([request for request in wire.requests if request.model == "m"]) == 1
-    assert KEY not in "".join(traceback.format_exception(error))
-    assert calls() == []
 
 
 def test_a_wait_is_read_from_the_body(wire: Wire) -> None:
@@ -281,8 +172,8 @@ def test_an_answer_that_is_none_is_named(wire: Wire, body: bytes) -> None:
         with_manager(wire, lambda manager: manager.get_available_models())
 
 
-def test_nothing_listening_is_said_with_the_address(wire: Wire) -> None:
-    """A refused connection, and a server that speaks no TLS."""
+def test_a_server_that_speaks_no_tls_is_told(wire: Wire) -> None:
+    """An address that begins with `https` where it should not is said."""
     with pytest.raises(errors.ConnectionError, match="beginning of the address") as caught:
         with_manager(
             wire,
@@ -290,19 +181,6 @@ def test_nothing_listening_is_said_with_the_address(wire: Wire) -> None:
             base_url=wire.url.replace("http:", "https:"),
         )
     assert caught.value.phase == "connect"
-    wire.stop()
-    with pytest.raises(errors.ConnectionError, match="cannot be reached at http://127") as caught:
-        ask(wire, "ok")
-    assert (caught.value.phase, caught.value.retryable) == ("connect", True)
-
-
-def test_a_redirect_does_not_carry_the_key_away(wire: Wire) -> None:
-    """`requests` follows redirects with the header that holds the key: here it goes to the base URL's origin alone."""
-    with Wire() as other:
-        wire.script("m", redirect=f"{other.url}/")
-        with pytest.raises(errors.PermissionDeniedError, match="not its base URL"):
-            ask(wire, "m")
-        assert other.requests == []
 
 
 def test_models_are_listed_live(wire: Wire) -> None:
@@ -383,11 +261,4 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     settings = {"google-legacy": {"api_key": KEY}}
     config = ConfigManager(runtime={"provider": "google-legacy", "providers": settings})
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'nbllm\[google-legacy\]'"):
-        asyncio.run(ProviderManager.create(config))
-
-
-def test_a_missing_key_says_what_to_set() -> None:
-    """Google itself needs a key."""
-    config = ConfigManager(runtime={"provider": "google-legacy"})
-    with pytest.raises(errors.MissingKeyError, match="GEMINI_API_KEY"):
         asyncio.run(ProviderManager.create(config))

@@ -2,80 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import logging
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from nbllm import ConfigManager, ProviderManager, errors
+from nbllm import ProviderManager, errors
 from nbllm.types import Attachment, Finish, Message, ReasoningDelta, TextDelta, ToolCall, UsageUpdate
-from tests.wire import Script, Usage, Wire, scenario
+from tests.providers.asking import MISTRAL, SSE, Fault, faults
+from tests.wire import Usage, Wire
 
-T = TypeVar("T")
-
-KEY = "mk-test-0123456789"
-SSE = {"content-type": "text/event-stream"}
+KEY = MISTRAL.key
+with_manager, ask, ask_whole = MISTRAL.with_manager, MISTRAL.ask, MISTRAL.ask_whole
 TOOL = {"type": "function", "function": {"name": "now", "description": "The time."}}
-
-
-def with_manager(wire: Wire, use: Callable[[ProviderManager], Awaitable[T]], **mistral: Any) -> T:
-    """Run `use` with a manager whose Mistral is the wire server; afterwards it holds no connection any more."""
-    settings = {"base_url": wire.base("mistral"), "api_key": KEY, **mistral}
-    config = ConfigManager(runtime={"provider": "mistral", "providers": {"mistral": settings}})
-
-    async def main() -> T:
-        async with await ProviderManager.create(config) as manager:
-            return await use(manager)
-
-    result = asyncio.run(main())
-    wire.wait_connections(0)
-    return result
-
-
-def ask(wire: Wire, model: str, prompt: Any = "Hello there", **options: Any) -> Any:
-    """The whole answer, streamed."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await (await manager.generate_response(prompt, model, **options))
-
-    return with_manager(wire, use)
-
-
-def ask_whole(wire: Wire, model: str, prompt: Any = "Hello there", **options: Any) -> Any:
-    """The answer by the call that does not stream."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await manager.generate_response(prompt, model, stream=False, **options)
-
-    return with_manager(wire, use)
 
 
 def chunk(delta: Any, **choice: Any) -> bytes:
     """A chunk of a raw body."""
     return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, **choice}]})}\n\n".encode()
-
-
-def test_an_answer_streams_piece_by_piece(wire: Wire) -> None:
-    """Each delta arrives while the server still holds the next one back."""
-    script = wire.script("gated", deltas=["a", "b", "c"], gates="every")
-
-    async def use(manager: ProviderManager) -> list[str]:
-        pieces = []
-        script.release()
-        stream = await manager.generate_response("Hi", "gated")
-        async for piece in stream:
-            pieces.append(piece)
-            script.release()
-        assert (stream.state, stream.finish_reason, stream.text) == ("complete", "stop", "abc")
-        return pieces
-
-    assert with_manager(wire, use) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("base", ["/mistral", "/mistral/", "/mistral/v1"])
@@ -149,30 +98,6 @@ def test_what_mistral_does_not_have_is_refused_before_anything_is_sent(
     assert wire.requests == []
 
 
-def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
-    """Streamed or whole: text, reasoning, usage, reason, tool calls and the id of the request's kind agree."""
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        answers = []
-        for model in ("ok", "tools", "length", "reasoning"):
-            streamed = await (await manager.generate_response("Hi", model))
-            whole = await manager.generate_response("Hi", model, stream=False)
-            for name in ("usage", "finish_reason", "tool_calls", "reasoning"):
-                assert getattr(streamed, name) == getattr(whole, name)
-            assert str(streamed) == str(whole)
-            assert whole.raw["choices"]
-            answers.append(whole)
-        return answers
-
-    ok, tools, length, reasoning = with_manager(wire, use)
-    assert (ok.usage.input_tokens, ok.usage.output_tokens) == (1, 10)
-    assert tools.tool_calls == (ToolCall("call_1", "get_weather", '{"city": "Paris"}'),)
-    assert tools.finish_reason == "tool_calls"
-    assert length.finish_reason == "length"
-    assert reasoning.reasoning == "Let me think. "
-    assert reasoning.startswith("tok0 ")
-
-
 def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
     """What a Magistral model thinks and what it says come apart; the usage names cached tokens."""
     wire.script("m", reasoning=["Let me ", "think."], deltas=["Yes"], usage=Usage(9, 5, cached=4))
@@ -191,21 +116,8 @@ def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
     assert (sent["prompt_mode"], sent["reasoning_effort"]) == ("reasoning", "high")
 
 
-@pytest.mark.parametrize("model", ["markdown", "split", "crlf", "burst-300", "nofinish", "nodone", "nousage"])
-def test_every_way_of_writing_a_stream_gives_the_same_text(wire: Wire, model: str) -> None:
-    """Cut within characters, CRLF and comments, one single write, no reason or no `[DONE]`: the answer is whole."""
-    script = scenario(model)
-    assert script is not None
-    answer = ask(wire, model)
-    assert answer == "".join(script.answer({}))
-    assert answer.state == "complete"
-
-
-FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]] = [
-    ("401", {"status": 401}, errors.AuthenticationError, {"status": 401, "retryable": False}),
+FAULTS: list[Fault] = [
     ("402", {"status": 402, "reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 402}),
-    ("403", {"status": 403}, errors.PermissionDeniedError, {"status": 403}),
-    ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
     ("model 400", {"status": 400, "reason": "model_not_found"}, errors.ModelNotFoundError, {"status": 400}),
     (
         "422",
@@ -213,59 +125,19 @@ FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]
         errors.InvalidRequestError,
         {"param": "n"},
     ),
-    ("429", {"status": 429, "retry_after": 7}, errors.RateLimitError, {"retry_after": 7.0, "retryable": True}),
-    ("429 bare", {"status": 429}, errors.RateLimitError, {"retry_after": None}),
     ("capacity", {"status": 429, "reason": "overloaded"}, errors.RateLimitError, {"retryable": True}),
-    ("quota", {"reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 429, "retryable": False}),
-    ("400", {"reason": "invalid_request"}, errors.InvalidRequestError, {"status": 400}),
-    ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"status": 400}),
     ("content", {"status": 403, "reason": "content_policy"}, errors.ContentFilterError, {"status": 403}),
-    ("500", {"status": 500}, errors.ServerError, {"status": 500, "retryable": True}),
-    ("503", {"status": 503}, errors.OverloadedError, {"status": 503, "retryable": True}),
-    ("529", {"status": 529}, errors.OverloadedError, {"status": 529}),
-    ("cut", {"fault": "cut"}, errors.IncompleteStreamError, {"text": "tok0 tok1 tok2 tok3 tok4 "}),
-    ("drop", {"fault": "drop"}, errors.ConnectionError, {"phase": "stream"}),
-    ("reset", {"fault": "reset"}, errors.ConnectionError, {"phase": "stream"}),
-    ("malformed", {"fault": "malformed"}, errors.ResponseFormatError, {}),
     ("error event", {"fault": "error_event"}, errors.ServerError, {"status": 500}),
-    ("not SSE", {"fault": "not_sse"}, errors.ResponseFormatError, {}),
-    ("empty", {"fault": "empty"}, errors.ResponseFormatError, {}),
-    ("closed", {"fault": "close"}, errors.ConnectionError, {"phase": "open"}),
-    ("stall", {"fault": "stall"}, errors.TimeoutError, {"phase": "stream"}),
-    ("hang", {"fault": "hang"}, errors.TimeoutError, {"phase": "open"}),
 ]
 
 
-@pytest.mark.parametrize(("script", "kind", "fields"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-def test_every_fault_is_the_right_error_and_keeps_the_text(
-    wire: Wire, script: dict[str, Any], kind: type[errors.NbllmError], fields: dict[str, Any]
+@faults(*FAULTS)
+def test_what_this_api_alone_does_wrong_is_the_right_error_too(
+    wire: Wire, script: dict[str, Any], kind: type[errors.ProviderError], fields: dict[str, Any]
 ) -> None:
-    """Refusals, broken streams, silence: an error of its own type, with a next action; the text so far is kept."""
-    # A reset throws away what was not read yet: the server waits for the reader.
-    gated = script.get("fault") == "reset"
-    wired = wire.script("m", **script, gates=(5,) if gated else ())
-    streams = []
-
-    async def use(manager: ProviderManager) -> None:
-        stream = manager.start("Hi", "m")
-        streams.append(stream)
-        async for _ in stream:
-            if gated and stream.text.endswith("tok4 "):
-                wired.release()
-
-    with pytest.raises(kind) as caught:
-        with_manager(wire, use, timeout=0.5)
-    error = caught.value
-    assert type(error) is kind
-    assert isinstance(error, errors.ProviderError)
-    assert (error.provider, error.model) == ("mistral", "m")
-    assert error.action
-    assert {name: getattr(error, name) for name in fields} == fields
+    """Beside the faults of every provider (`test_hosted.py`), those that this one words in its own way."""
+    error = MISTRAL.fault(wire, script, kind, fields)
     assert error.request_id or not wire.requests[0].status >= 400
-    in_stream = {"cut", "drop", "reset", "malformed", "error_event", "stall"}
-    assert streams[0].text == ("tok0 tok1 tok2 tok3 tok4 " if script.get("fault") in in_stream else "")
-    assert streams[0].state == ("incomplete" if kind is errors.IncompleteStreamError else "failed")
-    assert KEY not in "".join(traceback.format_exception(error))
 
 
 @pytest.mark.parametrize(
@@ -373,64 +245,11 @@ def test_models_are_listed_live_with_what_is_known_of_them(wire: Wire) -> None:
     assert found["odd"].context_window == 5
 
 
-@pytest.mark.parametrize("body", [b"<html></html>", b'{"object": "list"}', b"5"])
-def test_a_list_of_models_that_is_none_is_named(wire: Wire, body: bytes) -> None:
-    """A base URL that leads to something else is said."""
-    wire.script("/models", body=body)
-
-    async def use(manager: ProviderManager) -> None:
-        await manager.get_available_models()
-
-    with pytest.raises(errors.ResponseFormatError, match="no list of models"):
-        with_manager(wire, use)
-
-
 def test_a_completion_that_is_none_is_named(wire: Wire) -> None:
     """A server that answers with something else than a completion is told from one that answers."""
     wire.script("m", body=b'{"choices": [{"index": 0}]}')
     with pytest.raises(errors.ResponseFormatError):
         ask_whole(wire, "m")
-
-
-@pytest.mark.parametrize("refused", ["temperature", "max_tokens"])
-def test_a_default_that_a_model_refuses_is_dropped_and_what_the_caller_set_is_not(wire: Wire, refused: str) -> None:
-    """The second try goes without our default; a value of the caller's own is an error that names it."""
-    wire.script("m", rejects=[refused])
-    assert ask(wire, "m")
-    assert [request.status for request in wire.requests] == [400, 200]
-    assert refused not in wire.requests[-1].body
-    with pytest.raises(errors.InvalidRequestError, match=refused) as caught:
-        ask(wire, "m", **{refused: 1})
-    assert caught.value.param == refused
-
-
-def test_connections_are_kept_and_leaving_the_stream_closes_the_socket(wire: Wire) -> None:
-    """Ten answers come over one connection; `async with`, `cancel` and a cancelled task each close theirs."""
-
-    async def use(manager: ProviderManager) -> None:
-        for _ in range(5):
-            await (await manager.generate_response("Hi", "ok"))
-            await manager.generate_response("Hi", "ok", stream=False)
-        assert wire.connections == 1
-
-        async with await manager.generate_response("Hi", "slow") as stream:
-            async for _ in stream:
-                break
-        assert stream.state == "interrupted"
-        wire.wait_closed(1)
-
-        stream = await manager.generate_response("Hi", "slow")
-        stream.cancel()
-        assert [piece async for piece in stream] == []
-        wire.wait_closed(2)
-
-        task = asyncio.create_task(manager.start("Hi", "hang").collect())
-        await asyncio.to_thread(wire.wait_requests, 13)
-        task.cancel()
-        await asyncio.wait([task])
-        wire.wait_closed(3)
-
-    with_manager(wire, use)
 
 
 def test_nothing_of_the_sdk_goes_on_beside_the_call(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,37 +264,3 @@ def test_nothing_of_the_sdk_goes_on_beside_the_call(wire: Wire, monkeypatch: pyt
     assert made == []
     assert "traceparent" not in wire.requests[-1].headers
     assert not [thread for thread in threading.enumerate() if "BatchSpanProcessor" in thread.name]
-
-
-def test_nothing_listening_is_said_with_the_address(wire: Wire) -> None:
-    """A server that is not running: the error names the address."""
-    wire.stop()
-    with pytest.raises(errors.ConnectionError, match="cannot be reached at http://127") as caught:
-        ask(wire, "ok")
-    assert caught.value.phase == "connect"
-
-
-def test_a_redirect_does_not_carry_the_key_away(wire: Wire) -> None:
-    """A server that redirects to another origin gets an error; the other origin hears nothing at all."""
-    with Wire() as other:
-        wire.script("m", redirect=f"{other.url}/")
-        with pytest.raises(errors.PermissionDeniedError, match="not its base URL"):
-            ask(wire, "m")
-        assert other.requests == []
-
-
-def test_a_missing_key_says_what_to_set() -> None:
-    """Mistral itself needs a key; a server of one's own does not."""
-    config = ConfigManager(runtime={"provider": "mistral"})
-    with pytest.raises(errors.MissingKeyError, match="MISTRAL_API_KEY"):
-        asyncio.run(ProviderManager.create(config))
-
-
-def test_an_unknown_model_is_answered_with_the_closest(wire: Wire) -> None:
-    """A mistyped model name gets the names that are nearly it."""
-    wire.script("mistral-large")
-    with pytest.raises(errors.ModelNotFoundError) as caught:
-        ask(wire, "mistral-lrge")
-    assert caught.value.action is not None
-    assert "mistral-large" in caught.value.action
-    assert isinstance(scenario("ok"), Script)

@@ -1,59 +1,17 @@
 """The OpenAI provider: the real SDK against a server that speaks the protocol, and misbehaves."""
 
 import asyncio
-import traceback
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from nbllm import ConfigManager, ProviderManager, errors
-from nbllm.types import Finish, ReasoningDelta, TextDelta, ToolCall, UsageUpdate
+from nbllm import ProviderManager, errors
+from nbllm.types import Finish, ReasoningDelta, TextDelta, UsageUpdate
+from tests.providers.asking import OPENAI
 from tests.wire import Refusal, Script, Usage, Wire, scenario
 
-T = TypeVar("T")
-
-KEY = "sk-test-0123456789"
-
-
-def with_manager(wire: Wire, use: Callable[[ProviderManager], Awaitable[T]], **openai: Any) -> T:
-    """Run `use` with a manager whose OpenAI is the wire server; afterwards it holds no connection any more."""
-    settings = {"base_url": f"{wire.url}/v1", "api_key": KEY, **openai}
-    config = ConfigManager(runtime={"provider": "openai", "providers": {"openai": settings}})
-
-    async def main() -> T:
-        async with await ProviderManager.create(config) as manager:
-            return await use(manager)
-
-    result = asyncio.run(main())
-    wire.wait_connections(0)
-    return result
-
-
-def ask(wire: Wire, model: str, **options: Any) -> Any:
-    """The whole answer, streamed."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await (await manager.generate_response("Hello there", model, **options))
-
-    return with_manager(wire, use)
-
-
-def test_an_answer_streams_piece_by_piece(wire: Wire) -> None:
-    """Each delta arrives while the server still holds the next one back."""
-    script = wire.script("gated", deltas=["a", "b", "c"], gates="every")
-
-    async def use(manager: ProviderManager) -> list[str]:
-        pieces = []
-        script.release()
-        stream = await manager.generate_response("Hi", "gated")
-        async for piece in stream:
-            pieces.append(piece)
-            script.release()
-        assert (stream.state, stream.finish_reason, stream.text) == ("complete", "stop", "abc")
-        return pieces
-
-    assert with_manager(wire, use) == ["a", "b", "c"]
+KEY = OPENAI.key
+with_manager, ask = OPENAI.with_manager, OPENAI.ask
 
 
 def test_what_is_sent_is_what_was_asked(wire: Wire) -> None:
@@ -72,32 +30,6 @@ def test_what_is_sent_is_what_was_asked(wire: Wire) -> None:
     }  # fmt: skip
     assert (whole["max_tokens"], whole["temperature"], whole.get("stream", False)) == (7, 0.5, False)
     assert wire.requests[0].headers["authorization"] == f"Bearer {KEY}"
-
-
-def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
-    """Streamed or whole: text, usage, reason and tool calls agree."""
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        answers = []
-        for model in ("ok", "tools", "length"):
-            streamed = await (await manager.generate_response("Hi", model))
-            whole = await manager.generate_response("Hi", model, stream=False)
-            assert (streamed, streamed.usage, streamed.finish_reason) == (
-                whole,
-                whole.usage,
-                whole.finish_reason,
-            )
-            assert streamed.tool_calls == whole.tool_calls
-            assert streamed.reasoning == whole.reasoning
-            assert whole.raw["choices"]
-            answers.append(whole)
-        return answers
-
-    ok, tools, length = with_manager(wire, use)
-    assert (ok.usage.input_tokens, ok.usage.output_tokens, ok.cost) == (1, 10, None)
-    assert tools.tool_calls == (ToolCall("call_1", "get_weather", '{"city": "Paris"}'),)
-    assert tools.finish_reason == "tool_calls"
-    assert length.finish_reason == "length"
 
 
 def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
@@ -119,80 +51,6 @@ def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
         4,
         2,
     )
-
-
-@pytest.mark.parametrize("model", ["markdown", "split", "crlf", "burst-300", "nofinish", "nodone", "nousage"])
-def test_every_way_of_writing_a_stream_gives_the_same_text(wire: Wire, model: str) -> None:
-    """Cut within characters, CRLF and comments, one single write, no reason or no `[DONE]`: the answer is whole."""
-    script = scenario(model)
-    assert script is not None
-    answer = ask(wire, model)
-    assert answer == "".join(script.answer({}))
-    assert answer.state == "complete"
-
-
-FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]] = [
-    ("401", {"status": 401}, errors.AuthenticationError, {"status": 401, "retryable": False}),
-    ("403", {"status": 403}, errors.PermissionDeniedError, {"status": 403}),
-    ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
-    (
-        "429",
-        {"status": 429, "retry_after": 7},
-        errors.RateLimitError,
-        {"retry_after": 7.0, "retryable": True},
-    ),
-    ("429 bare", {"status": 429}, errors.RateLimitError, {"retry_after": None}),
-    (
-        "quota",
-        {"reason": "insufficient_quota"},
-        errors.QuotaExceededError,
-        {"status": 429, "retryable": False},
-    ),
-    ("400", {"reason": "invalid_request"}, errors.InvalidRequestError, {"status": 400}),
-    ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"status": 400}),
-    ("500", {"status": 500}, errors.ServerError, {"status": 500, "retryable": True}),
-    ("503", {"status": 503}, errors.OverloadedError, {"status": 503, "retryable": True}),
-    ("529", {"status": 529}, errors.OverloadedError, {"status": 529}),
-    ("cut", {"fault": "cut"}, errors.IncompleteStreamError, {"text": "tok0 tok1 tok2 tok3 tok4 "}),
-    ("drop", {"fault": "drop"}, errors.ConnectionError, {"phase": "stream"}),
-    ("reset", {"fault": "reset"}, errors.ConnectionError, {"phase": "stream"}),
-    ("malformed", {"fault": "malformed"}, errors.ResponseFormatError, {}),
-    ("error event", {"fault": "error_event"}, errors.ServerError, {}),
-    ("not SSE", {"fault": "not_sse"}, errors.ResponseFormatError, {}),
-    ("empty", {"fault": "empty"}, errors.ResponseFormatError, {}),
-    ("closed", {"fault": "close"}, errors.ConnectionError, {"phase": "open"}),
-    ("stall", {"fault": "stall"}, errors.TimeoutError, {"phase": "stream"}),
-    ("hang", {"fault": "hang"}, errors.TimeoutError, {"phase": "open"}),
-]
-
-
-@pytest.mark.parametrize(("script", "kind", "fields"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-def test_every_fault_is_the_right_error_and_keeps_the_text(
-    wire: Wire, script: dict[str, Any], kind: type[errors.NbllmError], fields: dict[str, Any]
-) -> None:
-    """Refusals, broken streams, silence: an error of its own type, with a next action; the text so far is kept."""
-    wire.script("m", **script)
-    streams = []
-
-    async def use(manager: ProviderManager) -> None:
-        stream = manager.start("Hi", "m")
-        streams.append(stream)
-        await stream
-
-    with pytest.raises(kind) as caught:
-        with_manager(wire, use, timeout=0.5)
-    error = caught.value
-    assert type(error) is kind
-    assert isinstance(error, errors.ProviderError)
-    assert (error.provider, error.model) == ("openai", "m")
-    assert error.action
-    assert {name: getattr(error, name) for name in fields} == fields
-    if error.status:
-        assert error.request_id
-    in_stream = {"cut", "drop", "reset", "malformed", "error_event", "stall"}
-    assert streams[0].text == ("tok0 tok1 tok2 tok3 tok4 " if script.get("fault") in in_stream else "")
-    assert streams[0].state == ("incomplete" if kind is errors.IncompleteStreamError else "failed")
-    assert KEY not in repr(error) + str(error)
 
 
 def test_the_last_event_may_lack_its_blank_line(wire: Wire) -> None:
@@ -218,16 +76,6 @@ def test_a_completion_without_a_message_is_no_completion(wire: Wire) -> None:
 
     with pytest.raises(errors.ResponseFormatError, match="no completion"):
         with_manager(wire, use)
-
-
-@pytest.mark.parametrize("model", ["said", "quoted"])
-def test_a_server_that_quotes_the_key_does_not_get_it_shown(wire: Wire, model: str) -> None:
-    """Neither the message nor the chain of causes repeats the key."""
-    wire.script("said", status=401, message=f"Bad token {KEY}")
-    wire.script("quoted", body=f"<html>{KEY}</html>".encode())
-    with pytest.raises(errors.ProviderError) as caught:
-        ask(wire, model)
-    assert KEY not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
 
 
 def test_what_the_environment_holds_for_the_sdk_stays_at_its_own_address(
@@ -279,44 +127,6 @@ def test_halves_of_a_character_are_put_together(wire: Wire) -> None:
     assert ask(wire, "ok", seed=1)
 
 
-@pytest.mark.parametrize("body", [b"<html></html>", b'{"object": "list"}', b"5"])
-def test_a_list_of_models_that_is_none_is_named(wire: Wire, body: bytes) -> None:
-    """A base URL that leads to something else is said, and does not hide the error of a call."""
-    wire.script("/models", body=body)
-
-    async def use(manager: ProviderManager) -> None:
-        with pytest.raises(errors.ModelNotFoundError):
-            await manager.generate_response("Hi", "nowhere")
-        await manager.get_available_models()
-
-    with pytest.raises(errors.ResponseFormatError, match="no list of models"):
-        with_manager(wire, use)
-
-
-def test_nothing_listening_is_said_with_the_address(wire: Wire) -> None:
-    """A local server that is not running is the most common fault of all: the error names the address."""
-    wire.stop()
-    with pytest.raises(errors.ConnectionError, match="cannot be reached at http://127") as caught:
-        ask(wire, "ok")
-    assert caught.value.phase == "connect"
-
-
-def test_a_redirect_does_not_carry_the_key_away(wire: Wire) -> None:
-    """A server that redirects to another origin gets an error; the other origin hears nothing at all."""
-    with Wire() as other:
-        wire.script("m", redirect=f"{other.url}/")
-        with pytest.raises(errors.PermissionDeniedError, match="not its base URL"):
-            ask(wire, "m")
-        assert other.requests == []
-
-
-def test_a_missing_key_says_what_to_set() -> None:
-    """OpenAI itself needs a key; a server of one's own does not."""
-    config = ConfigManager(runtime={"provider": "openai"})
-    with pytest.raises(errors.MissingKeyError, match="OPENAI_API_KEY"):
-        asyncio.run(ProviderManager.create(config))
-
-
 @pytest.mark.parametrize(("refused", "left"), [("temperature", {"max_tokens"}), ("max_tokens", {"temperature"})])
 def test_a_default_that_a_model_refuses_is_dropped_or_renamed_and_remembered(
     wire: Wire, refused: str, left: set[str]
@@ -343,57 +153,6 @@ def test_what_the_caller_set_is_never_dropped(wire: Wire) -> None:
         ask(wire, "m", temperature=0.7)
     assert caught.value.param == "temperature"
     assert len(wire.requests) == 1
-
-
-def test_an_unknown_model_is_answered_with_the_closest(wire: Wire) -> None:
-    """A mistyped model name gets the names that are nearly it."""
-    wire.script("gpt-large")
-    with pytest.raises(errors.ModelNotFoundError) as caught:
-        ask(wire, "gpt-lrge")
-    assert caught.value.action is not None
-    assert "gpt-large" in caught.value.action
-
-
-def test_leaving_the_stream_closes_the_socket(wire: Wire) -> None:
-    """`async with` closes at its end, `cancel` at once, and dropping the last reference does it too."""
-
-    async def use(manager: ProviderManager) -> None:
-        async with await manager.generate_response("Hi", "slow") as stream:
-            async for _ in stream:
-                break
-        assert stream.state == "interrupted"
-        wire.wait_closed(1)
-
-        stream = await manager.generate_response("Hi", "slow")
-        stream.cancel()
-        assert [piece async for piece in stream] == []
-        wire.wait_closed(2)
-
-        stream = await manager.generate_response("Hi", "slow")
-        assert await anext(aiter(stream))
-        del stream
-        wire.wait_closed(3)
-
-        task = asyncio.create_task(manager.start("Hi", "hang").collect())
-        await asyncio.to_thread(wire.wait_requests, 4)
-        task.cancel()
-        await asyncio.wait([task])
-        wire.wait_closed(4)
-
-    with_manager(wire, use)
-    assert all(exchange.sent < 1000 for exchange in wire.requests)
-
-
-def test_models_are_listed_live(wire: Wire) -> None:
-    """The list is the server's own."""
-    wire.script("one")
-    wire.script("two")
-
-    async def use(manager: ProviderManager) -> list[str]:
-        assert [model.provider for model in await manager.models()][:1] == ["openai"]
-        return await manager.get_available_models()
-
-    assert {"one", "two"} <= set(with_manager(wire, use))
 
 
 def test_a_key_that_changes_is_used_from_the_next_call_on(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,11 @@
 """OpenAI's Responses API, by option: the real SDK against a server that speaks the protocol, and misbehaves."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from nbllm import ConfigManager, ProviderManager, errors
+from nbllm import ProviderManager, errors
 from nbllm.providers import openai_responses
 from nbllm.types import (
     Attachment,
@@ -22,48 +20,17 @@ from nbllm.types import (
     UsageUpdate,
 )
 from nbllm.types import Usage as Tokens
+from tests.providers.asking import RESPONSES, Fault, faults
 from tests.wire import ToolCall as Called
-from tests.wire import Usage, Wire, scenario
+from tests.wire import Usage, Wire
 
-T = TypeVar("T")
-
-KEY = "sk-test-0123456789"
+with_manager, ask = RESPONSES.with_manager, RESPONSES.ask
 WEATHER = {"name": "get_weather", "description": "Tells it.", "parameters": {"type": "object", "properties": {}}}
-
-
-def with_manager(wire: Wire, use: Callable[[ProviderManager], Awaitable[T]], **openai: Any) -> T:
-    """Run `use` with a manager whose OpenAI is the wire server, by its Responses API; afterwards no socket is left."""
-    settings = {"base_url": f"{wire.url}/v1", "api_key": KEY, "api": "responses", **openai}
-    config = ConfigManager(
-        runtime={"provider": "openai", "max_retries": 0, "cache": "off", "providers": {"openai": settings}}
-    )
-
-    async def main() -> T:
-        async with await ProviderManager.create(config) as manager:
-            return await use(manager)
-
-    result = asyncio.run(main())
-    wire.wait_connections(0)
-    return result
-
-
-def ask(wire: Wire, model: str, messages: Any = "Hello there", **options: Any) -> Any:
-    """The whole answer, streamed."""
-
-    async def use(manager: ProviderManager) -> Any:
-        return await (await manager.generate_response(messages, model, **options))
-
-    return with_manager(wire, use)
 
 
 def events_of(wire: Wire, model: str) -> list[Any]:
     """The events of a streamed answer."""
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        stream = await manager.generate_response("Hi", model)
-        return [event async for event in stream.events()]
-
-    return with_manager(wire, use)
+    return RESPONSES.events_of(wire, model)[0]
 
 
 def sse(*events: dict[str, Any]) -> bytes:
@@ -97,23 +64,6 @@ def test_another_api_is_refused_before_anything_is_sent(wire: Wire, option: Any)
         ask(wire, "ok", api=option)
     assert "responses" in str(caught.value.action)
     assert wire.requests == []
-
-
-def test_an_answer_streams_piece_by_piece(wire: Wire) -> None:
-    """Each delta arrives while the server still holds the next one back."""
-    script = wire.script("gated", deltas=["a", "b", "c"], gates="every")
-
-    async def use(manager: ProviderManager) -> list[str]:
-        pieces = []
-        script.release()
-        stream = await manager.generate_response("Hi", "gated")
-        async for piece in stream:
-            pieces.append(piece)
-            script.release()
-        assert (stream.state, stream.finish_reason, stream.text) == ("complete", "stop", "abc")
-        return pieces
-
-    assert with_manager(wire, use) == ["a", "b", "c"]
 
 
 def test_what_is_sent_is_what_was_asked(wire: Wire) -> None:
@@ -207,29 +157,14 @@ def test_openai_itself_gets_no_seed_and_refuses_stop() -> None:
         openai_responses.arguments(request, frozenset(), official=True)
 
 
-def test_both_forms_of_a_call_give_the_same_answer(wire: Wire) -> None:
-    """Streamed or whole: text, usage, reason, reasoning and tool calls agree."""
+def test_both_forms_of_a_call_tell_several_tools(wire: Wire) -> None:
+    """Streamed or whole: text and calls of several tools agree."""
     calls = [Called("one", '{"a": 1}'), Called("two", '{"b": "ü"}', id="call_2", pieces=4)]
     wire.script("calls", deltas=["Wait. "], tool_calls=calls, finish="tool_calls")
-
-    async def use(manager: ProviderManager) -> list[Any]:
-        answers = []
-        for model in ("ok", "calls", "length", "reasoning"):
-            streamed = await (await manager.generate_response("Hi", model))
-            whole = await manager.generate_response("Hi", model, stream=False)
-            assert (streamed, streamed.usage, streamed.finish_reason) == (whole, whole.usage, whole.finish_reason)
-            assert streamed.tool_calls == whole.tool_calls
-            assert streamed.reasoning == whole.reasoning
-            assert whole.raw["id"] == "resp_1"
-            answers.append(whole)
-        return answers
-
-    ok, tools, length, reasoning = with_manager(wire, use)
-    assert (ok, ok.finish_reason) == ("".join(f"tok{i} " for i in range(10)), "stop")
+    (tools,) = RESPONSES.both_forms(wire, "calls")
+    assert tools.raw["id"] == "resp_1"
     assert tools.tool_calls == (ToolCall("call_1", "one", '{"a": 1}'), ToolCall("call_2", "two", '{"b": "ü"}'))
     assert (tools, tools.finish_reason) == ("Wait. ", "tool_calls")
-    assert length.finish_reason == "length"
-    assert reasoning.reasoning == "Let me think. "
 
 
 def test_events_are_typed_and_end_with_the_reason(wire: Wire) -> None:
@@ -290,16 +225,6 @@ def test_arguments_that_come_whole_are_not_lost_nor_doubled(wire: Wire) -> None:
         assert calls == [ToolCallDelta(0, "c", "n"), ToolCallDelta(0, arguments='{"a": 1}')]
 
 
-@pytest.mark.parametrize("model", ["markdown", "split", "crlf", "burst-300", "nousage"])
-def test_every_way_of_writing_a_stream_gives_the_same_text(wire: Wire, model: str) -> None:
-    """Cut within characters, CRLF and comments, one single write: the answer is whole."""
-    script = scenario(model)
-    assert script is not None
-    answer = ask(wire, model)
-    assert answer == "".join(script.answer({}))
-    assert answer.state == "complete"
-
-
 def test_the_end_of_the_body_is_not_the_end_of_the_answer(wire: Wire) -> None:
     """Without `response.completed` the answer is incomplete, even after its last item is done."""
     wire.script("m", terminal=False)
@@ -347,50 +272,18 @@ def test_a_failed_response_is_the_right_error(wire: Wire, code: str | None, kind
         assert type(caught.value) is kind
 
 
-FAULTS: list[tuple[str, dict[str, Any], type[errors.NbllmError], dict[str, Any]]] = [
-    ("401", {"status": 401}, errors.AuthenticationError, {"status": 401}),
-    ("404", {"status": 404}, errors.ModelNotFoundError, {"status": 404}),
-    ("429", {"status": 429, "retry_after": 7}, errors.RateLimitError, {"retry_after": 7.0}),
-    ("quota", {"reason": "insufficient_quota"}, errors.QuotaExceededError, {"status": 429}),
+FAULTS: list[Fault] = [
     ("context", {"reason": "context_length_exceeded"}, errors.ContextLengthError, {"param": "input"}),
-    ("503", {"status": 503}, errors.OverloadedError, {"status": 503}),
-    ("cut", {"fault": "cut"}, errors.IncompleteStreamError, {"text": "tok0 tok1 tok2 tok3 tok4 "}),
-    ("drop", {"fault": "drop"}, errors.ConnectionError, {"phase": "stream"}),
-    ("reset", {"fault": "reset"}, errors.ConnectionError, {"phase": "stream"}),
-    ("malformed", {"fault": "malformed"}, errors.ResponseFormatError, {}),
-    ("error event", {"fault": "error_event"}, errors.ServerError, {}),
     ("busy", {"fault": "error_event", "reason": "rate_limit", "status": 200}, errors.RateLimitError, {}),
-    ("not SSE", {"fault": "not_sse"}, errors.ResponseFormatError, {}),
-    ("empty", {"fault": "empty"}, errors.ResponseFormatError, {}),
-    ("stall", {"fault": "stall"}, errors.TimeoutError, {"phase": "stream"}),
 ]
 
 
-@pytest.mark.parametrize(("script", "kind", "fields"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
-def test_every_fault_is_the_right_error_and_keeps_the_text(
-    wire: Wire, script: dict[str, Any], kind: type[errors.NbllmError], fields: dict[str, Any]
+@faults(*FAULTS)
+def test_what_this_api_alone_does_wrong_is_the_right_error_too(
+    wire: Wire, script: dict[str, Any], kind: type[errors.ProviderError], fields: dict[str, Any]
 ) -> None:
-    """Refusals, broken streams, silence: an error of its own type, with a next action; the text so far is kept."""
-    registered = wire.script("m", **script)
-    registered.status = script.get("status", registered.status)
-    streams = []
-
-    async def use(manager: ProviderManager) -> None:
-        stream = manager.start("Hi", "m")
-        streams.append(stream)
-        await stream
-
-    with pytest.raises(kind) as caught:
-        with_manager(wire, use, timeout=0.5)
-    error = caught.value
-    assert type(error) is kind
-    assert isinstance(error, errors.ProviderError)
-    assert (error.provider, error.model) == ("openai", "m")
-    assert error.action
-    assert {name: getattr(error, name) for name in fields} == fields
-    in_stream = {"cut", "drop", "reset", "malformed", "error_event", "stall"}
-    assert streams[0].text == ("tok0 tok1 tok2 tok3 tok4 " if script.get("fault") in in_stream else "")
-    assert KEY not in repr(error) + str(error)
+    """Beside the faults of every provider (`test_hosted.py`), those that this one words in its own way."""
+    RESPONSES.fault(wire, script, kind, fields)
 
 
 @pytest.mark.parametrize(
