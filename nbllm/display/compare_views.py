@@ -43,7 +43,7 @@ def open_columns(shell: InteractiveShell, streams: Streams, note: Note) -> Colum
 class WidgetColumns:
     """A small anywidget with a column for each answer."""
 
-    interval = 2 * INTERVAL  # what goes with each message would otherwise weigh more than the text
+    interval = INTERVAL
 
     def __init__(self, streams: Streams, note: Note) -> None:
         from IPython.display import display

@@ -35,8 +35,10 @@ function finishedLength(text) {
 // A block longer than this is cut where that shows least, since what is not finished is drawn anew again and again.
 const LONG = 3000;
 
+const ITEM = /^(?:[-*+]|\d{1,9}[.)])[ \t]/;
+
 // Of a long unfinished block, what may be drawn once and for all: a piece of code, which goes on below under the same first
-// line (`opening`), or whole items of a list. Null where it cannot be cut.
+// line (`opening`), whole items of a list, or whole sentences. Null where it cannot be cut.
 function finishedPiece(text) {
   let fence = null, opening = "", start = 0, position = 0, item = 0;
   for (const line of text.split("\n")) {
@@ -45,17 +47,26 @@ function finishedPiece(text) {
       if (mark && mark[0] === fence[0] && mark.length >= fence.length && !line.trim().slice(mark.length)) fence = null;
     } else if (mark) {
       [fence, opening, start] = [mark, `${line}\n`, position];
-    } else if (/^(?:[-*+]|\d{1,9}[.)])[ \t]/.test(line)) {
+    } else if (ITEM.test(line)) {
       item = position;
     }
     position += line.length + 1;
   }
-  if (fence && start) return { piece: text.slice(0, start), opening: "" };
+  if (fence && start) return { piece: text.slice(0, start), opening: "", closing: "", join: "" };
   if (fence) {
     const piece = text.slice(0, text.lastIndexOf("\n") + 1);
-    return piece.length > opening.length ? { piece, opening, closing: fence } : null;
+    return piece.length > opening.length ? { piece, opening, closing: fence, join: "nbllm-cut" } : null;
   }
-  return item && /^(?:[-*+]|\d{1,9}[.)])[ \t]/.test(text) ? { piece: text.slice(0, item), opening: "" } : null;
+  const whole = { opening: "", closing: "" };
+  if (ITEM.test(text)) return item ? { ...whole, piece: text.slice(0, item), join: "nbllm-cut" } : null;
+  if (/^[ \t>|#=+~-]/m.test(text)) return null; // no plain paragraph
+  for (const { index, 0: end } of [...text.matchAll(/[.!?]\s+|[。！？]/g)].slice(-50).reverse()) {
+    const piece = text.slice(0, index + end.length);
+    const count = (mark) => piece.split(mark).length - 1;
+    const isEven = ["`", "*", "$"].every((mark) => count(mark) % 2 === 0);
+    if (isEven && count("[") === count("]") && count("(") === count(")")) return { ...whole, piece, join: "nbllm-run" };
+  }
+  return null;
 }
 
 // An async function that draws the text so far into `body`: blocks that are finished once, the rest again each time; `foot`
@@ -72,16 +83,16 @@ function growingMarkdown(model, body, foot = null) {
   const page = body.appendChild(document.createElement("div"));
   page.className = "jp-RenderedHTMLCommon jp-RenderedMarkdown";
   if (foot) page.append(foot);
-  let frozen = 0, opening = "", tail = [];
+  let frozen = 0, opening = "", above = "", tail = [];
 
-  async function put(text, isCut) {
+  async function put(text, below = "") {
     const renderer = rendermime.createRenderer("text/markdown");
     await renderer.renderModel({
       data: { "text/markdown": text }, metadata: {}, trusted: false, setData() {},
     });
     const nodes = [...renderer.node.childNodes];
-    if (opening) renderer.node.firstElementChild?.classList.add("nbllm-cut-above");
-    if (isCut) renderer.node.lastElementChild?.classList.add("nbllm-cut-below");
+    if (above) renderer.node.firstElementChild?.classList.add(`${above}-above`);
+    if (below) renderer.node.lastElementChild?.classList.add(`${below}-below`);
     for (const node of tail) node.remove();
     for (const node of nodes) page.insertBefore(node, foot);
     if (/[$\\]/.test(text)) {
@@ -94,17 +105,18 @@ function growingMarkdown(model, body, foot = null) {
     let rest = opening + text.slice(frozen);
     const cut = finishedLength(rest);
     if (cut > opening.length) {
-      await put(rest.slice(0, cut), false);
+      await put(rest.slice(0, cut));
       frozen += cut - opening.length;
-      [rest, opening, tail] = [rest.slice(cut), "", []];
+      [rest, opening, above, tail] = [rest.slice(cut), "", "", []];
     }
     const found = rest.length > LONG + opening.length && finishedPiece(rest);
     if (found) {
-      await put(found.piece + (found.closing ?? ""), true);
+      await put(found.piece + found.closing, found.join);
       frozen += found.piece.length - opening.length;
-      [rest, opening, tail] = [found.opening + rest.slice(found.piece.length), found.opening, []];
+      rest = found.opening + rest.slice(found.piece.length);
+      [opening, above, tail] = [found.opening, found.join, []];
     }
-    tail = await put(rest, false);
+    tail = await put(rest);
   };
 }
 

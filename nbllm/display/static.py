@@ -164,7 +164,7 @@ def _name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-_MARKUP = re.compile(r"[^\w ,:.-]|_|(?<!\d)\.|(?<!\w)-", re.ASCII)
+_MARKUP = re.compile(r"[^\w ,:.-]|_|(?<!\w)-|(?<!\d)\.(?=\w)|\.(?=[^\W\d])", re.ASCII)
 _MATH = re.compile(r"[$\\]")
 
 

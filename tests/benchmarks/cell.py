@@ -250,7 +250,7 @@ def _text_in(frame: bytes) -> int:
     texts: list[Any] = [content.get("text")]  # of a stream
     if "comm_id" in content:
         told = data.get("content", {})
-        texts = [part.get("delta") for part in told.get("parts", [told])]
+        texts = [told.get("delta"), *(delta for _, delta in told.get("parts", {}).values())]
         texts += _strings(data.get("state", {}).get("snapshot"))
     elif "data" in content:  # a display or its update
         texts = list(data.values())

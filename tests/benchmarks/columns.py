@@ -39,7 +39,7 @@ def figures(url: str, page: LabPage) -> Iterator[Figure]:
     run = Columns(url, page).compared(prose(1000), 200)
     of = f"{COLUMNS} columns of 1,000 tokens at 200/s"
     yield Figure(f"{of}: CPU of the kernel per token", run.cpu, "ms")
-    yield Figure(f"{of}: carried to the page", run.carried, "x the text", 4)
+    yield Figure(f"{of}: text carried to the page", run.carried, "x the text", 4)
     yield Figure(f"{of}: with Jupyter's envelopes", run.sent, "x the text")
     yield Figure(f"{of}: last token to final DOM", run.lag, "ms", 150)
     yield Figure(f"{of}: longest block", run.blocked, "ms", 100)

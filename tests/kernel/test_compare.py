@@ -124,10 +124,14 @@ def test_where_all_fail_the_cell_fails(shell: Kernel) -> None:
 @pytest.mark.parametrize("cell_id", [None, "cell-2"], ids=["redrawn", "widget"])
 def test_an_interrupt_stops_all_and_keeps_what_had_arrived(shell: Kernel, server: Wire, cell_id: str | None) -> None:
     """Every socket is closed, the texts so far stay, and one line says what happened."""
-    scripts = [server.script(name, tokens=1000, pace=0.01) for name in ("a", "b", "c")]
+    for name in ("a", "b", "c"):
+        server.script(name, tokens=1000, pace=0.01)
     running = shell.start("side_by_side('a', 'b', 'c')", cell_id=cell_id)
-    for script in scripts:
-        script.wait_sent(5)
+    if cell_id is None:
+        running.wait(lambda result: result.text.count("tok2 ") >= 3)
+    else:
+        comm = shell.wait_comm(lambda comm: len(comm.state.get("names", ())) == 3 and not comm.state["final"])
+        shell.wait_comm(lambda _: str(comm.custom).count("tok2 ") == 3)
     running.interrupt()
     result = running.result()
     server.wait_closed(3)
