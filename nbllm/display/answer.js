@@ -47,7 +47,8 @@ function thoughts(state) {
   const tell = () => {
     const { began, ended } = state;
     const seconds = Math.round(((ended ?? performance.now()) - began) / 1000);
-    summary.textContent = ended ? (seconds ? `Thought for ${seconds} s` : "Reasoning") : `Thinking… ${seconds} s`;
+    const shown = seconds ? ` ${ended ? "for " : ""}${seconds} s` : "";
+    summary.textContent = ended ? `Thought${shown}` : `Thinking…${shown}`;
   };
   const stop = () => { clearInterval(timer); timer = 0; };
   const unfolded = () => {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nbllm._loop import Gate
@@ -17,11 +18,23 @@ from nbllm.response import Response, ResponseStream
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Interrupted", "View", "follow", "follow_in_background", "open_view", "static_form"]
+__all__ = [
+    "Interrupted",
+    "View",
+    "follow",
+    "follow_in_background",
+    "interrupts_held",
+    "open_view",
+    "static_form",
+]
 
 INTERVAL: Final = 0.05
 """Seconds between two pushes to a view: more often is not seen, and floods the channel that drops messages."""
 
+
+AT_ONCE: Final = 0.05
+"""Seconds within which an answer is not drawn live but shown as it is: out of the cache, or an error. No one would see
+the difference but for a flicker."""
 
 SETTLING: Final = 20
 """How many finished views are kept alive, for a page that is being reloaded, or opened again, to find."""
@@ -73,17 +86,42 @@ def follow(
     view: View | None = None
     try:
         with stream:  # whatever ends this, the provider is stopped
-            view = open_view()
+            try:
+                Gate(stream.ended).wait(AT_ONCE)
+            finally:  # an interrupt meanwhile leaves what had arrived to be seen
+                with interrupts_held():
+                    view = open_view()
             _draw(stream, view)
     except KeyboardInterrupt:
         raise Interrupted from None
     finally:
-        try:
-            note = note if ended is None else ended(stream)
-        finally:
-            if view is not None:
-                view.finish(*static_form(stream, note))
+        with interrupts_held():
+            try:
+                note = note if ended is None else ended(stream)
+            finally:
+                if view is not None:
+                    view.finish(*static_form(stream, note))
     return stream.response()
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let an interrupt strike only afterwards: an output that was opened but is not known yet could not be finished.
+
+    Raises:
+        Interrupted: at the end, where one struck meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():  # elsewhere none strikes
+        yield
+        return
+    struck: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: struck.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if struck:
+        raise Interrupted
 
 
 def follow_in_background(
@@ -137,11 +175,16 @@ def _draw(stream: ResponseStream, view: View) -> None:
 
 
 def open_view(shell: InteractiveShell, stream: ResponseStream, note: Note = NOTHING) -> View:
-    """The view that suits where the cell runs: a live widget, an output that is redrawn, or the terminal."""
-    from nbllm.display.text import OutputView, TerminalView
+    """The view that suits where the cell runs: a live widget, an output that is redrawn, or the terminal.
+
+    Of an answer that has ended already nothing is drawn but its end.
+    """
+    from nbllm.display.text import EndView, OutputView, TerminalView
 
     if not hasattr(shell, "kernel"):
         return TerminalView()
+    if stream.ended.done():
+        return EndView()
     return WidgetView(stream, note) if _has_widgets(shell) else OutputView(note)
 
 

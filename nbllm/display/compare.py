@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbllm._loop import Gate
-from nbllm.display.answer import Interrupted
+from nbllm.display.answer import Interrupted, interrupts_held
 from nbllm.display.compare_views import open_columns
 from nbllm.display.comparison import Comparison
 from nbllm.display.note import Note
@@ -59,7 +59,8 @@ def compare(
     view = None
     try:
         try:
-            view = open_columns(shell, streams, note)
+            with interrupts_held():
+                view = open_columns(shell, streams, note)
             gate = _all_ended(streams.values())
             while not gate.wait(view.interval):
                 view.push(streams)
@@ -70,12 +71,13 @@ def compare(
         raise Interrupted from None
     finally:
         comparison = Comparison.of(streams)
-        try:
-            note = note if ended is None else ended(comparison)
-        finally:
-            if view is not None:
-                came_from = [provenance(stream, note) for stream in streams.values()]
-                view.finish(comparison, note, {"nbllm": {"compare": came_from}})
+        with interrupts_held():
+            try:
+                note = note if ended is None else ended(comparison)
+            finally:
+                if view is not None:
+                    came_from = [provenance(stream, note) for stream in streams.values()]
+                    view.finish(comparison, note, {"nbllm": {"compare": came_from}})
     if len(comparison.errors) == len(comparison):
         raise next(iter(comparison.errors.values()))
     return comparison

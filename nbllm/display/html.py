@@ -33,7 +33,7 @@ TAGS: Final = frozenset(
 )
 """Elements that are kept; of others, their content is."""
 
-UNSEEN: Final = frozenset({"script", "noscript", "template", "iframe", "object", "embed", "noembed", "noframes", "xmp"})
+UNSEEN: Final = frozenset({"script", "template", "iframe", "noembed", "noframes", "xmp"})
 """Elements whose content goes with them."""
 
 VOID: Final = frozenset({"br", "col", "hr", "img", "wbr"})

@@ -54,11 +54,12 @@ def static_form(
         return {"text/plain": ""}, metadata  # the error is shown, and nothing else
     marks, said, lines = _marks(stream), _said(stream, note), _error_lines(error)
     foot = " · ".join([usage_line(stream), *said])
-    starred = [f"*{line}*" for line in (*marks, foot if note.format == "text" else " · ".join(said)) if line]
-    shown = {"text/plain": "\n\n".join(part for part in (safe_text(text), *lines, *map(safe_text, starred)) if part)}
+    # Plain text stands in for markdown, but where there is none.
+    below = (*marks, foot) if note.format == "text" else (f"*{line}*" for line in (*marks, " · ".join(said)) if line)
+    shown = {"text/plain": "\n\n".join(part for part in (safe_text(text), *lines, *map(safe_text, below)) if part)}
     if note.format == "html" and text:
-        below = "".join(f"<p><em>{_no_math(html.escape(safe_text(line)))}</em></p>" for line in (*marks, *lines, foot))
-        shown["text/html"] = sandboxed(_content(stream, "html")) + below
+        paragraphs = [f"<p><em>{_no_math(html.escape(safe_text(line)))}</em></p>" for line in (*marks, *lines, foot)]
+        shown["text/html"] = "".join([sandboxed(_content(stream, "html")), *paragraphs])
     elif note.format != "text":
         answer = [formatted(stream.response(), note.format)] if text else []
         shown["text/markdown"] = "\n\n".join([*answer, *map(emphasis, (*marks, *lines, foot))])

@@ -11,7 +11,7 @@ from nbllm.display.safe import safe_text
 from nbllm.display.static import live_form, usage_line
 from nbllm.response import ResponseStream
 
-__all__ = ["OutputView", "TerminalView"]
+__all__ = ["EndView", "OutputView", "TerminalView"]
 
 THINKING: Final = "thinking…"
 """What is shown while the model reasons and has said nothing yet."""
@@ -40,6 +40,21 @@ class OutputView:
 
     def finish(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
         self._handle.update(data, metadata=metadata, raw=True)
+
+
+class EndView:
+    """One output, made at the end."""
+
+    interval = 0.0
+
+    def push(self, stream: ResponseStream) -> None:
+        """Nothing is shown before the end."""
+
+    def finish(self, data: dict[str, str], metadata: dict[str, Any]) -> None:
+        from IPython.display import display
+
+        if any(data.values()):  # else there is an error, and nothing to keep
+            display(data, metadata=metadata, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
 
 _OPEN = re.compile(r"(?:\r|\x1b(?:\[[0-?]{0,64}[ -/]{0,8})?|\x9b[0-?]{0,64}[ -/]{0,8}|[\ud800-\udfff]|\ufffd)\Z")

@@ -160,7 +160,7 @@ def test_a_bare_formula_gets_its_dollars(answered: Callable[..., ResponseStream]
 def test_text_is_plain_and_html_is_framed(answered: Callable[..., ResponseStream]) -> None:
     """Plain text is no markdown at all; HTML, out of its fence, stands in a frame, with the line below it."""
     form, _ = static_form(answered("**a** <b>"), Note(format="text"))
-    assert form == {"text/plain": "**a** <b>\n\n*openai:m · 3 → 2 tokens · $0.0005*"}
+    assert form == {"text/plain": "**a** <b>\n\nopenai:m · 3 → 2 tokens · $0.0005"}
     form, _ = static_form(answered("```html\n<p>Hi</p>\n```"), Note(format="html", stale=("<b>$x$",)))
     assert set(form) == {"text/html", "text/plain"}
     assert "&lt;p&gt;Hi&lt;/p&gt;" in form["text/html"]
@@ -258,7 +258,8 @@ def test_a_frame_holds_nothing_that_acts_or_loads(text: str) -> None:
 def test_a_frame_shows_what_the_model_made() -> None:
     """Structure, style, small drawings and pictures within the page are kept."""
     page = "<!DOCTYPE html><html><head><title>T</title><style>p > b {color: red}</style></head>"
-    page += "<body><h1 id='a'>A &amp; B</h1><p style='margin:0'>x <b>y</b><br><img src='data:image/png;base64,AAAA' alt=z></p><a href='#a'>up</a>"
+    page += "<body><h1 id='a'>A &amp; B</h1><p style='margin:0'>x <b>y</b><br>"
+    page += "<img src='data:image/png;base64,AAAA' alt=z></p><a href='#a'>up</a>"
     page += "<svg viewBox='0 0 1 1'><circle r=1 fill=red /></svg></body></html>"
     tags = [tag for tag, _ in framed(page)[4:]]
     assert tags == ["title", "style", "h1", "p", "b", "br", "img", "a", "svg", "circle"]

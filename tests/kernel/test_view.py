@@ -1,4 +1,4 @@
-"""The view of an answer in a real kernel: replays to the byte, reasoning, the background, and what a page may ask for."""
+"""The view of an answer in a real kernel: replays, reasoning, the background, and what a page may ask for."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def sent(result: Result) -> list[dict[str, Any]]:
 def test_a_replay_out_of_the_cache_is_the_same_to_the_byte(
     new_kernel: Callable[..., Kernel], server: Wire, tmp_path: Path, cell_id: str | None
 ) -> None:
-    """Run again, in this kernel or another, a cell's saved output does not change: nothing in it tells times or caches."""
+    """Run again, in this kernel or another, a cell's output does not change: nothing in it tells times or caches."""
     from tests.wire.script import ToolCall, Usage
 
     config = tmp_path / "nbllm" / "config.toml"
@@ -200,9 +200,59 @@ def test_the_live_view_says_what_answers_and_that_it_comes_from_the_cache(
     kernel = new_kernel(env=env, cwd=tmp_path)
     kernel.run("%load_ext nbllm").check()
     server.script("m", text="Hi there")
+    code = """
+    from nbllm.display.answer import WidgetView, follow
+    from nbllm.session import get_manager
+    stream = get_manager().start("Hi", "openai:m")
+    follow(stream, lambda: WidgetView(stream))
+    """
     for cached in (False, True):
-        result = kernel.run("%%llm openai:m --no-history\nHi", cell_id="l-1").check()
-        comm = view(result)
-        assert comm.state["status"].startswith("openai:m · 1 → 2 tokens")
-        assert ("from the cache" in comm.state["status"]) is cached
-        assert "cache" not in re.sub("cached_tokens", "", str((only(result).data, only(result).metadata)))
+        result = kernel.run(textwrap.dedent(code)).check()
+        status = view(result).state["status"]
+        assert status.startswith("openai:m · 1 → 2 tokens")
+        assert ("from the cache" in status) is cached
+        kept = result.displays[0]
+        assert "cache" not in re.sub("cached_tokens", "", str((kept.data, kept.metadata)))
+
+
+def test_an_answer_that_is_there_at_once_is_not_drawn_live(shell: Kernel, server: Wire) -> None:
+    """Out of the cache, or an error: one output and no view that would only flicker."""
+    server.script("m", text="Hi there", write="burst")
+    result = shell.run("%%llm openai:m --no-history\nHi", cell_id="q-1")
+    assert (only(result).data["text/plain"], only(result).updates, result.comms) == ("Hi there", 0, [])
+    assert only(result).display_id
+    refused = shell.run("%%llm openai:e401 --no-history\nHi", cell_id="q-2")
+    assert refused.error is not None
+    assert (refused.comms, refused.displays) == ([], [])
+
+
+@pytest.mark.parametrize("cell_id", [None, "cell-1"])
+@pytest.mark.parametrize("moment", ["opening", "ended"])
+def test_an_interrupt_strikes_only_between_what_belongs_together(
+    shell: Kernel, server: Wire, moment: str, cell_id: str | None
+) -> None:
+    """While the view opens or the end is drawn, it waits: no output is left behind that nobody finishes."""
+    server.script("m", text="Hi there", pace=0.05)
+    code = f"""
+    import os, signal
+    from nbllm.display.answer import follow, open_view
+    from nbllm.display.note import Note
+    from nbllm.session import get_manager
+    stream = get_manager().start("Hi", "openai:m")
+    def strike(moment):
+        if moment == {moment!r}: os.kill(os.getpid(), signal.SIGINT)
+    def opening():
+        strike("opening")
+        return open_view(get_ipython(), stream)
+    def ended(stream):
+        strike("ended")
+        return Note(lines=("It is over.",))
+    follow(stream, opening, ended=ended)
+    """
+    result = shell.run(textwrap.dedent(code), cell_id=cell_id)
+    assert result.error is not None
+    assert result.error.traceback == "Interrupted: what had arrived is kept."
+    (output,) = result.displays
+    assert output.data["text/plain"].endswith("*It is over.*")
+    state = {"opening": "interrupted", "ended": "complete"}[moment]
+    assert output.metadata["nbllm"]["state"] == state
