@@ -258,7 +258,8 @@ def test_a_frame_holds_nothing_that_acts_or_loads(text: str) -> None:
 def test_a_frame_shows_what_the_model_made() -> None:
     """Structure, style, small drawings and pictures within the page are kept."""
     page = "<!DOCTYPE html><html><head><title>T</title><style>p > b {color: red}</style></head>"
-    page += "<body><h1 id='a'>A &amp; B</h1><p style='margin:0'>x <b>y</b><br>"
+    page += "<body><h1 id='a'>A &amp; B</h1>"
+    page += "<p style='margin:0'>x <b>y</b><br>"
     page += "<img src='data:image/png;base64,AAAA' alt=z></p><a href='#a'>up</a>"
     page += "<svg viewBox='0 0 1 1'><circle r=1 fill=red /></svg></body></html>"
     tags = [tag for tag, _ in framed(page)[4:]]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERSIONS = ("6.31", "7.1", "7.3", "7.4")
 
 FALLBACK = 0.4
-"""Seconds after which the view, whose click was not answered, interrupts the kernel (`display/answer.js`)."""
+"""Seconds after which the view, whose click was not answered, interrupts the kernel (`display/view.js`)."""
 
 PROMPT = 0.2
 """Seconds within which an interrupt is answered (DESIGN.md); a click may take the view's fallback longer."""
