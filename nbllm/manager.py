@@ -247,15 +247,7 @@ class ProviderManager:
             UsageError: where the arguments make no request.
             ProviderError: where the provider refused or failed before it answered.
         """
-        plan = self._plan(
-            messages,
-            model,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            cache=cache,
-            fallback=fallback,
-            options=provider_options,
-        )
+        plan = self.plan(messages, model, max_tokens, temperature, cache=cache, fallback=fallback, **provider_options)
         if not stream:
             return await self._ours().bridge(self.calls.complete(plan))
         answer, opened = self._start(plan)

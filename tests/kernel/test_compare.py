@@ -64,6 +64,11 @@ def the_output(result: Result) -> Output:
     return output
 
 
+def outside_fences(markdown: str) -> str:
+    """What is no code."""
+    return re.sub(r"^(`{3,})\w*\n.*?^\1$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+
+
 def columns(output: Output) -> list[str]:
     """The headings of the static form, in their order."""
     return re.findall(r"^#### (.*)$", output.data["text/markdown"], re.MULTILINE)
@@ -243,13 +248,15 @@ def test_hostile_texts_and_names_are_harmless_before_they_leave_the_kernel(shell
     for message in result.history:
         data = message.content.get("data", {})
         markdown = data.get("text/markdown", "")
-        outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+        outside = outside_fences(markdown)
         assert not re.search(
             r"<(?!/?div|span>&#36;</span>|/span>|code>|/code>)[a-zA-Z!/]|!\[|\]\((?!http:)", outside
         )  # an image is a link
         assert outside.count("<div") == outside.count("</div>")
         assert outside.count("$") < 2  # a formula has two; one alone is a price, before the next answer has one as well
         assert "\x1b" not in str(data)
+    for output in result.displays:  # at the end both answers have theirs, in the output and as the value
+        assert "$" not in outside_fences(output.data["text/markdown"])
 
 
 def test_views_do_not_pile_up(shell: Kernel) -> None:
